@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from hanse._digests import Digest
 from hanse._transport import http_stream
-from hanse._transport.http_stream import Request
+from hanse._transport.http_stream import HttpRequest
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, ipc
@@ -71,7 +71,7 @@ def _seconds(whole: bytes) -> float:
             os._exit(0)
         host, port = listener.getsockname()
         begun = time.process_time()
-        for _ in Stream(http_stream.ask(Request("GET", f"http://{host}:{port}/"))):
+        for _ in Stream(http_stream.open_stream(HttpRequest("GET", f"http://{host}:{port}/"))):
             pass
         seconds = time.process_time() - begun
         os.waitpid(sender, 0)

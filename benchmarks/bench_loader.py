@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import hanse
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 
 from benchmarks.stream import ground
@@ -101,7 +101,7 @@ BLOB_WAYS = {"2, tensors": _tensors}
 
 
 def _read(
-    way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], room: int, answer: Any
+    way: str, url: str, token: str, access: TransferAccess, rows: int, order: dict[str, Any], room: int, answer: Any
 ) -> None:
     """In a process of its own: one read, everything loaded before the clock runs."""
     importlib.import_module("hanse.loaders.torch.batches")  # not at the top: whoever measures needs no PyTorch
@@ -182,7 +182,7 @@ def main() -> int:
             south.start()
             for table in made:
                 dataset, offer = north.offer(table.name, table.parquet)
-                access = Access(Name("north", table.name), dataset, *south.agree(north, dataset, offer), "")
+                access = TransferAccess(Name("north", table.name), dataset, *south.agree(north, dataset, offer), "")
                 known = WAYS | (BLOB_WAYS if table.name == "images" else {})
                 ways = [Way(name, read) for name, read in known.items()]
                 _rounds(access, ways, (north, south), asked.rounds, 2 * table.nbytes, later=asked.later)
@@ -194,7 +194,7 @@ def main() -> int:
 
 
 def _rounds(
-    access: Access, ways: list[Way], two: tuple[Process, Process], rounds: int, room: int, *, later: bool
+    access: TransferAccess, ways: list[Way], two: tuple[Process, Process], rounds: int, room: int, *, later: bool
 ) -> None:
     north, south = two
     url, rows = f"http://127.0.0.1:{south.management_port}", _BATCH_ROWS[access.name.dataset]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import requests
 import urllib3
 from hanse._transport import http_stream
-from hanse._transport.http_stream import Request
+from hanse._transport.http_stream import HttpRequest
 from hanse.stream import Stream
 from pyarrow import flight
 
@@ -86,7 +86,7 @@ def governed_flight(begun: float, location: str, dataset: str, token: str, certi
 
 
 def _hanse(url: str, token: str) -> Stream:
-    return Stream(http_stream.ask(Request("GET", url, {"authorization": f"Bearer {token}"})))
+    return Stream(http_stream.open_stream(HttpRequest("GET", url, {"authorization": f"Bearer {token}"})))
 
 
 def hanse(begun: float, url: str, token: str) -> Took:

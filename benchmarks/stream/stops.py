@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from hanse._transport import http_stream
-from hanse._transport.http_stream import Request
+from hanse._transport.http_stream import HttpRequest
 from hanse.errors import AccessRevoked, HanseError
 from hanse.stream import Stream
 
@@ -39,7 +39,8 @@ def measure(space: Space, table: Table) -> dict[str, Any]:
 def _open(space: Space, dataset: str, *, idle: float = 60.0, **asked: str) -> Stream:
     url, token = space.address(dataset)
     url += "?" + urlencode(asked)
-    return Stream(http_stream.ask(Request("GET", url, {"authorization": f"Bearer {token}"}, idle_seconds=idle)))
+    headers = {"authorization": f"Bearer {token}"}
+    return Stream(http_stream.open_stream(HttpRequest("GET", url, headers, idle_seconds=idle)))
 
 
 def _resume(space: Space, table: Table) -> dict[str, float]:

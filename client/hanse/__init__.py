@@ -72,11 +72,20 @@ __all__ = [
 
 
 def connect(url: str = "", token: str = "", *, seconds: float = 30.0) -> Space:
-    """A participant's connector. What is not given comes from HANSE_URL and HANSE_TOKEN, or from `hanse login`."""
-    from hanse.client import Space
-    from hanse.config import found
+    """Connect to a participant's connector. Defaults come from HANSE_URL and HANSE_TOKEN, or from `hanse login`.
 
-    where = found(url=url, token=token)
+    `seconds`: the time limit of a call.
+
+    Raises:
+        BadInput: the address, the token or the login file is malformed.
+
+    Example:
+        space = hanse.connect("http://127.0.0.1:8081", token)
+    """
+    from hanse.client import Space
+    from hanse.config import find_connection
+
+    where = find_connection(url=url, token=token)
     return Space(where.url, where.token, seconds=seconds)
 
 

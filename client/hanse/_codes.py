@@ -1,6 +1,6 @@
-"""Codes that an owner may give to an error. Any other is `peer_nonsense`, and its text stands in the sentence.
+"""Error codes that an owner may use. Any other becomes `peer_nonsense`, with its text in the sentence.
 
-Code that uses the SDK decides by `error.code`: no owner may say a code that speaks of the reader's own connector or
+Code that uses the SDK decides by `error.code`, so an owner must not use codes about the reader's own connector or
 token. The connector has the same list (`connector.peer_codes`).
 """
 

@@ -1,8 +1,8 @@
-"""The digest of a stream, taken while it is read, and held against the one in the owner's end record.
+"""The digest of a stream, computed while it is read, and compared with the one in the owner's end record.
 
-XXH3 (128 bits) finds damage on the way or on a disk, not an adversary: TLS covers the way. The digest is of every byte
-before the message that carries the end record. The end record has a digest of its own text as well (`record_digest`),
-so that damage to its counts and words is found, too.
+XXH3 (128 bits) finds damage on the way or on a disk, not an adversary: TLS covers the way. The digest covers every byte
+before the message with the end record. The end record has a digest of its own text (`record_digest`), which finds
+damage to its counts and words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import xxhash
 
 from hanse.errors import DigestMismatch
 
-_NAME = "xxh3"  # what an owner takes unless it is asked for another, which this SDK never does
+_ALGORITHM = "xxh3"  # the owner's default; this SDK never asks for another
 _OF_RECORD = b',"record_digest":"'
 
 
@@ -31,14 +31,14 @@ class Digest:
 
     def text(self) -> str:
         """The digest of everything so far, as an end record writes it."""
-        return f"{_NAME}:{self._digest.hexdigest()}"
+        return f"{_ALGORITHM}:{self._digest.hexdigest()}"
 
 
 def check_digest(end: Mapping[str, Any], computed: str) -> None:
-    """Raise DigestMismatch where an end record names another digest than that of what came, or none."""
+    """Compare the end record's digest with the computed one. Raises: DigestMismatch."""
     if (named := end.get("digest")) != computed:
         raise DigestMismatch(
-            f"expected bytes with the digest {str(named)[:60]!r} of the end record, came bytes with {computed!r}: they "
+            f"expected bytes with the digest {str(named)[:60]!r} of the end record, got bytes with {computed!r}: they "
             "were changed on the way or on a disk. Discard what was read and read it again",
             expected=str(named)[:200],
             computed=computed,
@@ -46,11 +46,10 @@ def check_digest(end: Mapping[str, Any], computed: str) -> None:
 
 
 def check_record(text: bytes) -> None:
-    """Raise DigestMismatch where an end record is not the one that was written. One of an older owner has no digest of
-    its own text."""
+    """Compare an end record with its own digest; older owners send none. Raises: DigestMismatch."""
     record, found, rest = text.strip().rpartition(_OF_RECORD)
-    if found and rest != f'{_NAME}:{xxhash.xxh3_128_hexdigest(record)}"}}'.encode():
+    if found and rest != f'{_ALGORITHM}:{xxhash.xxh3_128_hexdigest(record)}"}}'.encode():
         raise DigestMismatch(
-            "expected an end record with the digest that it names, came another: it was changed on the way. Discard "
+            "expected an end record with the digest that it names, got another: it was changed on the way. Discard "
             "what was read and read it again"
         )

@@ -1,4 +1,4 @@
-"""A data space as its participant's connector shows it: find, agree, stream, ask.
+"""A data space as its participant's connector shows it: find, agree, stream, query.
 
 space = hanse.connect("http://127.0.0.1:8081", token)
 for entry in space.search("breast cancer"):
@@ -24,15 +24,15 @@ from urllib.parse import urlencode
 
 from hanse import agreement as agreement_steps
 from hanse._transport import http_stream
-from hanse._transport.api import Api, ask_at
+from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
-from hanse._transport.http_stream import Answer, Request
-from hanse.agreement import Access, Call, segment
+from hanse._transport.http_stream import HttpReply, HttpRequest
+from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
 from hanse.explanation import Explained
-from hanse.options import ForHf, ForLoader, ForRay, ForSpark, ForTorch, check, extra
-from hanse.plan import Due, Plan
+from hanse.options import HfOptions, LoaderOptions, RayOptions, SparkOptions, TorchOptions, check_options, require_extra
+from hanse.plan import DueBlocks, Plan
 from hanse.retry import IDLE_SECONDS, SECONDS, Patience
 from hanse.stream import Stream
 
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RENEW_BEFORE = 60.0
-_QUEUE_PATIENCE = 60.0  # seconds that a question is asked again while too many run
-_PAGE_MAX = 100  # results that the catalogue gives at once,
-_FOUND_MAX = 10_000  # and altogether
-_QUERY_MAX = 4096  # letters in an address: with more, servers and proxies on the way refuse it
+_QUEUE_PATIENCE = 60.0  # seconds in which a query is retried while too many run
+_PAGE_MAX = 100  # results in one page of the catalogue
+_FOUND_MAX = 10_000  # results of one search
+_QUERY_MAX = 4096  # characters of a query string: servers and proxies refuse longer ones
 _FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A dataset that the catalogue found. `raw` is all that it said."""
+    """A dataset that the catalogue found. `raw` is the catalogue's whole answer about it."""
 
     path: str  # participant/dataset: what `agree` takes
     name: str
@@ -70,61 +70,79 @@ class Space:
     """A connection to one participant's connector."""
 
     def __init__(self, url: str, token: str, *, seconds: float = 30.0) -> None:
-        self._made = partial(Api, url, token, seconds=seconds)
-        self._api, self._process = self._made(), os.getpid()
+        self._connect = partial(Api, url, token, seconds=seconds)
+        self._api, self._process = self._connect(), os.getpid()
 
     def __repr__(self) -> str:
-        """What a notebook shows: where, and never the token."""
-        return f"<Space {self._made.args[0]}>"
+        """Show the address in a notebook, never the token."""
+        return f"<Space {self._connect.args[0]}>"
 
     @property
     def api(self) -> Api:
-        """The management API. A forked process gets connections of its own."""
+        """The management API. A forked process gets its own connections."""
         if self._process != os.getpid():
-            self._api, self._process = self._made(), os.getpid()
+            self._api, self._process = self._connect(), os.getpid()
         return self._api
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a worker elsewhere makes it anew. What is pickled holds the token: keep it as you keep that."""
-        return partial(Space, *self._made.args, **self._made.keywords), ()
+        """Pickle the address and the token: protect the bytes as you protect the token."""
+        return partial(Space, *self._connect.args, **self._connect.keywords), ()
 
     def me(self) -> dict[str, Any]:
-        """Who the connector speaks for, and what this token may do."""
+        """Return the participant of the connector, and what this token may do.
+
+        Raises:
+            HanseError: Unauthenticated, Unreachable.
+        """
         return dict(self.api.get("/self"))
 
     def search(
         self, words: str = "", *, column: str | Sequence[str] = (), limit: int = 20, **filters: str | Sequence[str]
     ) -> list[Entry]:
-        """Datasets of the whole data space, best first, whose title, name, columns, description, ... have the words.
+        """Return datasets of the whole data space, best first, whose title, name, columns or description have the
+        words.
 
-        `column`: a column that each has, or several. `filters`, each a value or several of which one is enough: owner,
-        theme, purpose, policy, keyword, country, license, format, state. The catalogue refuses others (BadInput).
-        Each dataset comes once; of more than a hundred, what changes while they are collected may be missing.
+        `column`: a column that each dataset has, or several. `filters`: each a value, or several as
+        alternatives: owner, theme, purpose, policy, keyword, country, license, format, state.
+
+        Each dataset is returned once. Of more than a hundred, some may be missing that change while the pages are read.
+
+        Raises:
+            BadInput: a filter is unknown, or `limit` is out of range.
+
+        Example:
+            space.search("breast cancer", country="DE", limit=5)
         """
         if not isinstance(limit, int) or not 1 <= limit <= _FOUND_MAX:
-            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit!r}; more words or filters find fewer")
-        asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
+            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, got {limit!r}; more words or filters find fewer")
+        query = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
         found: dict[str, Entry] = {}
         for page in count(1):
-            answer = self.api.get("/search", **asked, size=min(limit, _PAGE_MAX), page=page)
-            here = [_entry(one) for one in answer.get("results", [])]
-            found |= {str(one.raw.get("id", one.path)): one for one in here}  # a change moves them between pages
-            if not here or len(found) >= limit or page >= answer.get("pages", 1):
+            answer = self.api.get("/search", **query, size=min(limit, _PAGE_MAX), page=page)
+            entries = [_read_entry(hit) for hit in answer.get("results", [])]
+            found |= {str(entry.raw.get("id", entry.path)): entry for entry in entries}  # a change can move them
+            if not entries or len(found) >= limit or page >= answer.get("pages", 1):
                 break
         return list(found.values())[:limit]
 
     def agree(
         self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0, again: bool = False
     ) -> Dataset:
-        """Access to a dataset, under an agreement that still holds or one that is negotiated now.
+        """Return access to a dataset, under an agreement that is in force or a newly negotiated one.
 
-        Refused (NegotiationFailed, ...) where the owner does not agree; NegotiationPending where nobody there has
-        answered within `timeout` seconds: call again later, the negotiation stays open. ApprovalNeeded where it is
-        somebody here who has to. What somebody has said no to, for this purpose, is asked for anew with `again` only.
+        `timeout`: seconds to wait for the owner. `again`: negotiate again after a rejection for this purpose.
+
+        Raises:
+            Refused: the owner does not agree (NegotiationFailed, ...), now or earlier.
+            NegotiationPending: the owner has not answered in time. Call again later; the negotiation stays open.
+            ApprovalNeeded: a person at the reader's own connector has to approve.
+
+        Example:
+            flights = space.agree("north/flights", purpose="dpv:ScientificResearch")
         """
-        wanted = agreement_steps.name_of(name)
+        parameters = agreement_steps.parse_name(name)
         steps = agreement_steps.agree(
-            wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again
+            parameters, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic, again=again
         )
         return Dataset(self, self.drive(steps))
 
@@ -141,27 +159,38 @@ class Space:
         partial: bool = False,
         patience: float = _QUEUE_PATIENCE,
     ) -> Stream:
-        """One SQL question over datasets of any owners that we have agreements with, named `"owner".dataset`.
+        """Run one SQL query over datasets of any owners under your agreements, named `"owner".dataset`.
 
-        Each owner answers its part under its own agreement. `Stream.owners` says what each sent. `limits`: the most
-        that it may take of `seconds`, `rows` and `bytes`. `epsilon`: where answers carry noise, what each owner's may
-        cost of its agreement's budget. `query_id`: sixteen hex digits of your choice, to call `progress` with from
-        another thread meanwhile. `partial`: where owners are down or late, the answer about the others, if that means
-        something; `Stream.missing` lists who is missing. `patience`: for how many seconds it is asked again where too
-        many questions run at the connector (Busy, `queries_max`).
+        Each owner answers its part under its own agreement. `Stream.owners` lists what each sent.
+
+        `limits`: the most that the query may take of `seconds`, `rows` and `bytes`.
+        `epsilon`: for answers with noise, what each owner's answer may cost of its agreement's privacy budget.
+        `query_id`: sixteen hex digits of your choice, for `progress` from another thread.
+        `partial`: answer without owners that are down or late, if that has a meaning; `Stream.missing` lists them.
+        `patience`: seconds to retry while the connector runs too many queries (Busy, `queries_max`).
+
+        Raises:
+            HanseError: BadInput, Refused, Busy, ...; while the stream is read also StreamIncomplete and others.
+
+        Example:
+            space.query('SELECT count(*) AS n FROM "north".flights').to_pandas()
         """
         body = _query_body(
             sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, query_id=query_id, partial=partial
         )
         headers = {**self.api.headers, "content-type": "application/json"}
-        request = Request(
+        request = HttpRequest(
             "POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds, ours=True
         )
-        return Stream(_in_turn(lambda: http_stream.ask(request), patience))
+        return Stream(_retry_queued(lambda: http_stream.open_stream(request), patience))
 
     def progress(self, query_id: str) -> dict[str, Any]:
-        """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
-        return dict(self.api.get(f"/queries/{segment(query_id)}"))
+        """Return the state of a running or recent query, the owners that answered, and those that are pending.
+
+        Raises:
+            NotFound: there is no such query.
+        """
+        return dict(self.api.get(f"/queries/{quote_segment(query_id)}"))
 
     def explain(
         self,
@@ -175,14 +204,18 @@ class Space:
         partial: bool = False,
         patience: float = _QUEUE_PATIENCE,
     ) -> Explained:
-        """What would run where and what would travel; with `analyze` it runs, and the figures are real. `patience`: as
-        of `query`."""
+        """Return what would run where and what would be sent. With `analyze` the query runs, and the figures are real.
+        `patience`: as in `query`.
+
+        Raises:
+            HanseError: as `query`.
+        """
         body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, partial=partial)
         call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=IDLE_SECONDS)
-        return Explained(_in_turn(lambda: self.api.do(call), patience))
+        return Explained(_retry_queued(lambda: self.api.do(call), patience))
 
     def drive(self, steps: Any) -> Any:
-        """Carry out a flow's calls, one after the other; its result."""
+        """Carry out the calls of a flow one after the other; return its result."""
         try:
             call = next(steps)
             while True:
@@ -206,15 +239,15 @@ class Space:
 
 
 class Dataset:
-    """A dataset that we may read now: its agreement, its terms, its rows."""
+    """A dataset under an agreement: its terms and its rows."""
 
-    def __init__(self, space: Space, access: Access) -> None:
+    def __init__(self, space: Space, access: TransferAccess) -> None:
         self._space = space
         self._access = access
         self._address: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
-        """What a notebook shows: which dataset, and what for."""
+        """Show the dataset and the purpose in a notebook."""
         return f"<Dataset {self.name}, purpose {self.purpose or 'not declared'}>"
 
     @property
@@ -224,11 +257,11 @@ class Dataset:
 
     @property
     def sql_name(self) -> str:
-        """As SQL names it; in quotes, as it may be a word of SQL (`json`). An owner whose ids say another name than the
-        one that it has in the data space goes by its identifier: in SQL that other name may be somebody else's, too."""
+        """The name in SQL, quoted because it may be a keyword (`json`). If the owner's ids contain another name than
+        the one in the data space, its identifier is used: that other name may belong to another participant."""
         name, access = self._access.name, self._access
-        named = access.dataset_id.startswith(f"urn:hanse:{name.participant}:") or not access.provider
-        return f'"{name.participant if named else access.provider}"."{name.dataset}"'
+        is_own_name = access.dataset_id.startswith(f"urn:hanse:{name.participant}:") or not access.provider
+        return f'"{name.participant if is_own_name else access.provider}"."{name.dataset}"'
 
     @property
     def agreement_id(self) -> str:
@@ -244,19 +277,19 @@ class Dataset:
 
     @property
     def _about(self) -> tuple[str, str]:
-        """What errors say of us."""
+        """The dataset and agreement that errors name."""
         return self.name, self.agreement_id
 
     @property
     def _receipts(self) -> Receipts:
-        """Where our own connector is told what came of each read."""
+        """Reports each read to the reader's own connector."""
         api = self._space.api
         about = {"agreement": self.agreement_id, "transfer": self.transfer_id}
         return Receipts(api.url, api.token, about)
 
     @contextmanager
-    def _attributed(self) -> Iterator[None]:
-        """Whatever is raised here says what it is about."""
+    def _name_in_errors(self) -> Iterator[None]:
+        """Add dataset and agreement to any error that is raised in this block."""
         try:
             yield
         except HanseError as error:
@@ -264,12 +297,13 @@ class Dataset:
             raise
 
     def agreement(self) -> dict[str, Any]:
-        """The agreement, with its sentences in plain words."""
-        return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}"))
+        """Return the agreement, with its sentences in plain words. Raises: HanseError."""
+        return dict(self._space.api.get(f"/agreements/{quote_segment(self.agreement_id)}"))
 
     def contract(self) -> dict[str, Any]:
-        """What may be read, as the owner says it: under `contracts` for each action `columns` (name, type, mask)."""
-        return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}/contract"))
+        """Return what may be read, by the owner: under `contracts` for each action `columns` (name, type, mask).
+        Raises: HanseError."""
+        return dict(self._space.api.get(f"/agreements/{quote_segment(self.agreement_id)}/contract"))
 
     def stream(
         self,
@@ -281,45 +315,55 @@ class Dataset:
         idle_seconds: float = IDLE_SECONDS,
         patience: float = SECONDS,
     ) -> Stream:
-        """The rows that the agreement shows, straight from the owner, batch by batch, in constant memory.
+        """Return the rows that the agreement shows, straight from the owner, batch by batch, in constant memory.
 
-        A lost connection, a restart of the owner and an expired ticket are borne: reading goes on after the last row
-        that came, for as long as `patience` seconds without one. A silence of `idle_seconds`, or of the patience where
-        that is shorter, is a lost connection, and so is next to nothing of a batch in that time. Refused before the
-        first batch, or in the middle of the stream (AccessRevoked, QuotaSpent, AccessExpired); Conflict where the owner
-        has another version by then.
+        A lost connection, a restart of the owner or an expired ticket does not end the stream: reading resumes after
+        the last row, for up to `patience` seconds without a row. A silence of `idle_seconds` (or of the patience if
+        that is shorter) counts as a lost connection, and so does a batch that trickles.
+
+        Raises:
+            Refused: before the first batch or in the middle (AccessRevoked, QuotaSpent, AccessExpired).
+            Conflict: the owner has another version by then.
+
+        Example:
+            for batch in flights.stream(columns=["distance"], where="distance > 500"): ...
         """
-        asked = _rows(columns, where)
-        wanted = {
-            **_named(asked["columns"]),
+        selection = _check_selection(columns, where)
+        parameters = {
+            **_column_parameters(selection["columns"]),
             "where": where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
             "codec": codec,
         }
-        return self._going_on(lambda: {**wanted, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
+        return self._resumable_stream(
+            lambda: {**parameters, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience
+        )
 
     def plan(self, *, columns: Sequence[str] = (), where: str = "", patience: float = 0.0) -> Plan:
-        """The blocks that these rows come in, to be shared out between readers. No row leaves for it.
+        """Return the blocks of these rows, to be divided among readers. It sends no row.
 
-        `patience`: for how many seconds a connector that cannot be reached is tried again.
+        `patience`: seconds to retry while a connector is unreachable.
+
+        Raises:
+            BadInput: columns or condition do not fit, or a column name is not unique.
         """
-        body = {**_rows(columns, where), "purpose": self.purpose}
+        body = {**_check_selection(columns, where), "purpose": self.purpose}
 
         waiting = Patience(patience, idle=60.0)
 
-        def asked() -> Any:
-            return self._ticketed(
-                lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
+        def request_plan() -> Any:
+            return self._with_ticket(
+                lambda endpoint, ticket: post_small(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
             )
 
-        with self._attributed():
-            found = Plan.read(waiting.outlast(asked), columns=columns, where=where)
-            if twice := sorted({name for name in found.schema.names if found.schema.names.count(name) > 1}):
+        with self._name_in_errors():
+            plan = Plan.read(waiting.retry(request_plan), columns=columns, where=where)
+            if twice := sorted({name for name in plan.schema.names if plan.schema.names.count(name) > 1}):
                 raise BadInput(
-                    f"expected each column once, as most libraries keep one of a name; came {twice} repeatedly"
+                    f"expected each column once, because most libraries keep one column a name; got {twice} repeatedly"
                 )
-        return found
+        return plan
 
     def read(
         self,
@@ -334,15 +378,18 @@ class Dataset:
         patience: float = SECONDS,
         waits: Waits | None = None,
     ) -> Stream:
-        """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
-        More than an owner takes at once are asked for one request after the other, each a read of its own.
+        """Return blocks of a plan in the given order, in one stream, from the beginning or after a cursor
+        (`Stream.place`). More blocks than an owner accepts in one request take several requests, each a read of its
+        own.
 
-        Broken where others come, and where they have other rows than an exact plan says. `before`: how many rows of
-        the first block lie before the cursor; they are not counted where it is not said. `waits`: what
-        another thread may end.
+        `before`: rows of the first block that lie before the cursor; without it that block's rows are not counted.
+        `waits`: lets another thread end what this stream waits for.
+
+        Raises:
+            Broken: other blocks are received, or other numbers of rows than an exact plan states.
         """
-        wanted = {
-            **_named(plan.columns),
+        parameters = {
+            **_column_parameters(plan.columns),
             "where": plan.where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
@@ -351,9 +398,9 @@ class Dataset:
             "shown": plan.shown,
         }
 
-        due = Due(plan, blocks, before=before if after else 0)
-        return self._going_on(
-            lambda: {**wanted, "blocks": ",".join(map(str, due.asked))},
+        due = DueBlocks(plan, blocks, before=before if after else 0)
+        return self._resumable_stream(
+            lambda: {**parameters, "blocks": ",".join(map(str, due.next_request))},
             idle_seconds=idle_seconds,
             patience=patience,
             schema=plan.schema,
@@ -363,107 +410,125 @@ class Dataset:
             waits=waits,
         )
 
-    # What the next five take, and what of it is not known, `hanse.options` says.
+    # `hanse.options` defines and checks the options of the next five methods.
 
-    def loader(self, **options: Unpack[ForLoader]) -> Loader:
-        """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`.
+    def loader(self, **options: Unpack[LoaderOptions]) -> Loader:
+        """Return batches for training, in a fixed order, divided among readers, with a state to resume from: a
+        `Loader`.
 
         Options: `columns`, `where` (which rows), `batch_size`, `drop_last`, `seed`, `window`, `epoch` (in which order),
         `part`, `parts` (which reader of how many), `prefetch_bytes`, `codec`, `patience` (seconds without a row),
         `progress` (a bar).
+
+        Raises:
+            BadInput: an option is unknown or does not fit.
         """
-        check(options, ForLoader)
+        check_options(options, LoaderOptions)
         from hanse.loaders import Loader
 
         return Loader(self, **options)
 
-    def to_torch(self, **options: Unpack[ForTorch]) -> Batches:
-        """A PyTorch IterableDataset of batches: `hanse.loaders.torch.batches.dataset`.
+    def to_torch(self, **options: Unpack[TorchOptions]) -> Batches:
+        """Return a PyTorch IterableDataset of batches: `hanse.loaders.torch.batches.dataset`.
 
             DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=4)
 
-        Options: those of `loader`, with `batch_size` 256 where it is not given, and `rank` and `world` in place of
-        `part` and `parts`; `shapes` and `blobs` (how columns become tensors), or `form` (a function of an Arrow batch);
-        `state` (a merged one to go on from).
+        Options: those of `loader`, with a default `batch_size` of 256, and `rank` and `world` in place of `part` and
+        `parts`; `shapes` and `blobs` (how columns become tensors), or `form` (a function of an Arrow batch); `state` (a
+        merged state to resume from).
+
+        Raises:
+            BadInput: an option is unknown or does not fit.
         """
-        check(options, ForTorch)
-        with extra("torch"):
+        check_options(options, TorchOptions)
+        with require_extra("torch"):
             from hanse.loaders.torch import batches
 
         return batches.dataset(self, **options)
 
-    def to_hf(self, **options: Unpack[ForHf]) -> Any:
-        """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
+    def to_hf(self, **options: Unpack[HfOptions]) -> Any:
+        """Return a streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
 
-        Options: `columns`, `where`, `seed`, `epoch`, `patience`, as of `loader`; `world` (over how many ranks
-        `split_dataset_by_node` will split it).
+        Options: `columns`, `where`, `seed`, `epoch`, `patience`, as in `loader`; `world` (the number of ranks over
+        which `split_dataset_by_node` will split it).
+
+        Raises:
+            BadInput: an option is unknown or does not fit.
         """
-        check(options, ForHf)
-        with extra("hf"):
+        check_options(options, HfOptions)
+        with require_extra("hf"):
             from hanse.loaders import hf
 
         return hf.dataset(self, **options)
 
-    def to_ray(self, **options: Unpack[ForRay]) -> Any:
-        """A Ray dataset: `hanse.loaders.ray.dataset`.
+    def to_ray(self, **options: Unpack[RayOptions]) -> Any:
+        """Return a Ray dataset: `hanse.loaders.ray.dataset`.
 
-        Options: `columns`, `where`, `patience`, as of `loader`; `tasks` (at most so many; 0: as many as Ray asks for).
+        Options: `columns`, `where`, `patience`, as in `loader`; `tasks` (at most that many; 0: as many as Ray asks
+        for).
+
+        Raises:
+            BadInput: an option is unknown or does not fit.
         """
-        check(options, ForRay)
-        with extra("ray"):
+        check_options(options, RayOptions)
+        with require_extra("ray"):
             from hanse.loaders import ray
 
         return ray.dataset(self, **options)
 
-    def to_spark(self, session: Any, **options: Unpack[ForSpark]) -> Any:
-        """A Spark data frame: `hanse.loaders.spark.frame`.
+    def to_spark(self, session: Any, **options: Unpack[SparkOptions]) -> Any:
+        """Return a Spark data frame: `hanse.loaders.spark.frame`.
 
-        Options: `columns`, `where`, `patience`, as of `loader`; `partitions` (at most so many).
+        Options: `columns`, `where`, `patience`, as in `loader`; `partitions` (at most that many).
+
+        Raises:
+            BadInput: an option is unknown or does not fit.
         """
-        check(options, ForSpark)
-        with extra("spark"):
+        check_options(options, SparkOptions)
+        with require_extra("spark"):
             from hanse.loaders import spark
 
         return spark.frame(session, self, **options)
 
-    def _going_on(
+    def _resumable_stream(
         self,
-        asked: Callable[[], Mapping[str, Any]],
+        parameters_of: Callable[[], Mapping[str, Any]],
         *,
         idle_seconds: float,
         patience: float,
         schema: pa.Schema | None = None,
-        due: Due | None = None,
+        due: DueBlocks | None = None,
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
         waits: Waits | None = None,
     ) -> Stream:
-        """A stream that reads on after its last place, from `start` on. `asked` gives the parameters of a request.
+        """Return a stream that resumes after its last place, from `start` on. `parameters_of` makes a request's
+        parameters.
 
-        Where it is known what is `due`, of a plan, it waits also before its first row.
+        If the `due` blocks of a plan are known, it also waits before its first row.
         """
-        kept = {"snapshot": snapshot}
+        last = {"snapshot": snapshot}
 
-        def opened(place: Mapping[str, Any] | None) -> Answer:
-            given = dict(asked())
+        def open_at(place: Mapping[str, Any] | None) -> HttpReply:
+            parameters = dict(parameters_of())
             if place is not None:
-                given |= {"after": place["cursor"], "snapshot": kept["snapshot"]}
-            query = urlencode({name: value for name, value in given.items() if value not in (None, "")})
+                parameters |= {"after": place["cursor"], "snapshot": last["snapshot"]}
+            query = urlencode({name: value for name, value in parameters.items() if value not in (None, "")})
             if len(query) <= _QUERY_MAX:
-                answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence, waits=waits)
+                answer = self._open_stream("GET", f"?{query}", idle_seconds=waiting.silence, waits=waits)
             else:
                 body, silence = query.encode(), waiting.silence
-                answer = self._asked("POST", "", body=body, media=_FORM, idle_seconds=silence, waits=waits)
-            before = snapshot if place is None else kept["snapshot"]  # of rows that were given, where there are any
-            kept["snapshot"] = before or answer.headers.get("hanse-snapshot", "")
+                answer = self._open_stream("POST", "", body=body, media=_FORM, idle_seconds=silence, waits=waits)
+            before = snapshot if place is None else last["snapshot"]  # the version of the rows so far, if there are any
+            last["snapshot"] = before or answer.headers.get("hanse-snapshot", "")
             return answer
 
         waiting = Patience(patience, idle=idle_seconds, sleep=time.sleep if waits is None else waits.pause)
 
-        def begun() -> Stream:
+        def begin() -> Stream:
             return Stream(
-                opened(start),
-                reopen=opened,
+                open_at(start),
+                reopen=open_at,
                 patience=waiting,
                 schema=schema,
                 due=due,
@@ -473,22 +538,28 @@ class Dataset:
                 receipts=self._receipts,
             )
 
-        with self._attributed():
-            return begun() if due is None else waiting.outlast(begun)
+        with self._name_in_errors():
+            return begin() if due is None else waiting.retry(begin)
 
     def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = IDLE_SECONDS) -> Stream:
-        """One SELECT at this owner, under this agreement alone.
+        """Run one SELECT at this owner, under this agreement alone.
 
-        `epsilon`: where answers carry noise, what this one may cost of the agreement's privacy budget; a tenth of it
-        where it is not given. The more it costs, the less noise. The end record says what was spent.
+        `epsilon`: for answers with noise, what this one may cost of the agreement's privacy budget; by default
+        a tenth of it. A higher cost means less noise. The end record states what was spent.
+
+        Raises:
+            HanseError: Refused, QuotaSpent, BadInput, ...
+
+        Example:
+            flights.query(f"SELECT count(*) AS n FROM {flights.sql_name}").to_arrow()
         """
         body: dict[str, Any] = {"sql": sql, "purpose": self.purpose, "agreement": self.agreement_id}
         if epsilon is not None:
             body["epsilon"] = epsilon
-        answer = self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
+        answer = self._open_stream("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
         return Stream(answer, about=self._about, receipts=self._receipts)
 
-    def _asked(
+    def _open_stream(
         self,
         method: str,
         path: str,
@@ -497,17 +568,17 @@ class Dataset:
         media: str = "application/json",
         idle_seconds: float,
         waits: Waits | None = None,
-    ) -> Answer:
-        """Ask the owner's data plane for a stream."""
+    ) -> HttpReply:
+        """Request a stream from the owner's data plane."""
 
-        def act(endpoint: str, ticket: str) -> Answer:
+        def act(endpoint: str, ticket: str) -> HttpReply:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
-            return http_stream.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
+            return http_stream.open_stream(HttpRequest(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
 
-        return self._ticketed(act)
+        return self._with_ticket(act)
 
-    def _ticketed(self, act: Callable[[str, str], T]) -> T:
-        """Do something with a ticket; one that has just ended or was replaced is renewed once."""
+    def _with_ticket(self, act: Callable[[str, str], T]) -> T:
+        """Call `act` with endpoint and ticket; renew a ticket once that has expired or was replaced."""
         for fresh in (False, True):
             try:
                 return act(*self._ticket(fresh=fresh))
@@ -518,38 +589,41 @@ class Dataset:
         raise AssertionError("unreachable: the second attempt returns or raises")
 
     def _ticket(self, *, fresh: bool) -> tuple[str, str]:
-        """The owner's endpoint and a ticket that lasts; the connector renews it when it is near its end."""
+        """Return the owner's endpoint and a ticket; the connector renews it shortly before it expires."""
         if fresh or float(self._address.get("expires") or 0) - time.time() < _RENEW_BEFORE:
             try:
-                self._address = self._space.api.get(f"/transfers/{segment(self.transfer_id)}/address")
+                self._address = self._space.api.get(f"/transfers/{quote_segment(self.transfer_id)}/address")
             except NotFound as error:
-                raise AccessRevoked(f"{self.name}: the transfer is over; agree again", code=error.code) from error
+                raise AccessRevoked(
+                    f"{self.name}: the transfer has ended; call agree() again", code=error.code
+                ) from error
         try:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
-            raise Broken("expected endpoint and ticket in a data address, came another form") from None
+            raise Broken("expected endpoint and ticket in a data address, got another form") from None
 
 
-def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:
-    """Which rows are asked for, as a plan takes them. BadInput for what is no list of texts, and no text."""
+def _check_selection(columns: Iterable[str], where: str) -> dict[str, Any]:
+    """Return columns and condition as a plan request has them. Raises: BadInput for anything but a list of texts and a
+    text."""
     if isinstance(columns, str):
-        raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
+        raise BadInput(f"expected columns as a list such as [{columns!r}], got a single text")
     names = list(columns) if isinstance(columns, Iterable) else [None]
     if not all(isinstance(name, str) for name in names):
-        raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, came {columns!r}")
+        raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, got {columns!r}")
     if not isinstance(where, str):
-        raise BadInput(f"expected where as a text such as 'age > 50', came {where!r}")
+        raise BadInput(f"expected where as a text such as 'age > 50', got {where!r}")
     return {"columns": names, "where": where}
 
 
-def _named(columns: Sequence[str]) -> dict[str, str]:
-    """Columns as a request says them: as JSON where a name would be another one, or two, in a list with commas."""
+def _column_parameters(columns: Sequence[str]) -> dict[str, str]:
+    """Return the columns as request parameters: as JSON if a name would change in a list with commas."""
     if all(name == name.strip() != "" and "," not in name for name in columns):
         return {"columns": ",".join(columns)}
     return {"column_names": json.dumps(list(columns), ensure_ascii=False)}
 
 
-def _entry(hit: Mapping[str, Any]) -> Entry:
+def _read_entry(hit: Mapping[str, Any]) -> Entry:
     offers = [offer for offer in hit.get("offers", []) if isinstance(offer, dict)]
     sentences = [str(text) for offer in offers for text in offer.get("sentences", [])]
     participant, name = str(hit.get("participant", "")), str(hit.get("name", ""))
@@ -565,9 +639,8 @@ def _entry(hit: Mapping[str, Any]) -> Entry:
     )
 
 
-def _in_turn(ask: Callable[[], T], patience: float) -> T:
-    """What `ask` returns, asked again while the connector refuses it because too many questions run: nothing was done
-    for it by then."""
+def _retry_queued(ask: Callable[[], T], patience: float) -> T:
+    """Call `ask`; retry while the connector refuses it because too many queries run: nothing was done by then."""
     waiting = Patience(patience)
     while True:
         try:
@@ -575,14 +648,14 @@ def _in_turn(ask: Callable[[], T], patience: float) -> T:
         except Busy as error:
             if error.code != "queries_max":
                 raise
-            waiting.bear(error)
+            waiting.pause_or_raise(error)
 
 
 def _query_body(
     sql: str, *, limits: Mapping[str, Any] | None, query_id: str = "", partial: bool, **more: Any
 ) -> dict[str, Any]:
-    """What is not given is left out; numbers are given, whatever they are."""
+    """Return the request body without empty values; numbers are kept, also 0."""
     if not sql.strip():
-        raise BadInput('expected a question such as SELECT count(*) AS n FROM "north".flights, came an empty text')
+        raise BadInput('expected a query such as SELECT count(*) AS n FROM "north".flights, got an empty text')
     body = {"sql": sql, "limits": dict(limits or {}), "id": query_id, "partial": "allow" if partial else "", **more}
     return {name: value for name, value in body.items() if value not in (None, "", {})}

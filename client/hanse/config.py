@@ -1,4 +1,4 @@
-"""Where the connector is and which token to show it: arguments, then environment, then what `hanse login` kept."""
+"""The connector's address and token: from arguments, then the environment, then the file of `hanse login`."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ DEFAULT_URL = "http://127.0.0.1:8081"
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """An address and a token; `source` says where each came from, for people."""
+class Connection:
+    """An address and a token; `source` says where the token was found, for people."""
 
     url: str
     token: str
     source: str
 
 
-def path() -> Path:
-    """The file that `hanse login` keeps: HANSE_CONFIG, or hanse/client.json in the user's configuration directory."""
+def login_file() -> Path:
+    """Return the file of `hanse login`: HANSE_CONFIG, or hanse/client.json in the user's configuration directory."""
     if own := os.environ.get("HANSE_CONFIG"):
         return Path(own)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hanse" / "client.json"
 
 
-def found(*, url: str = "", token: str = "") -> Where:
-    """The address and token in force. A kept token goes only to the address that it was kept for."""
-    kept = _kept()
-    where = url or os.environ.get("HANSE_URL", "") or kept.get("url", "") or DEFAULT_URL
+def find_connection(*, url: str = "", token: str = "") -> Connection:
+    """Return the address and token in force. A saved token is used only for the address that it was saved for.
+
+    Raises:
+        BadInput: the login file is malformed, or readable by others.
+    """
+    saved = _read_login()
+    where = url or os.environ.get("HANSE_URL", "") or saved.get("url", "") or DEFAULT_URL
     where = where.rstrip("/")
     if token:
-        return Where(where, token, "argument")
+        return Connection(where, token, "argument")
     if given := os.environ.get("HANSE_TOKEN", ""):
-        return Where(where, given, "HANSE_TOKEN")
-    if kept.get("token") and kept.get("url", "").rstrip("/") == where:
-        return Where(where, kept["token"], str(path()))
-    return Where(where, "", "nowhere")
+        return Connection(where, given, "HANSE_TOKEN")
+    if saved.get("token") and saved.get("url", "").rstrip("/") == where:
+        return Connection(where, saved["token"], str(login_file()))
+    return Connection(where, "", "nowhere")
 
 
 def keep(url: str, token: str) -> Path:
-    """Keep an address and its token, readable by the user only."""
-    file = path()
+    """Save an address and its token, readable by the user only."""
+    file = login_file()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -53,30 +57,32 @@ def keep(url: str, token: str) -> Path:
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        error.filename = error.filename or str(file)  # of a full disk
+        error.filename = error.filename or str(file)  # a full disk's error names no file
         raise
     return file
 
 
 def forget() -> bool:
-    """Remove what was kept. Whether there was anything."""
-    file = path()
+    """Remove the saved login; return whether there was one."""
+    file = login_file()
     there = file.exists()
     file.unlink(missing_ok=True)
     return there
 
 
-def _kept() -> dict[str, str]:
-    file = path()
+def _read_login() -> dict[str, str]:
+    file = login_file()
     try:
         text = file.read_text()
         if file.stat().st_mode & 0o077:
-            raise BadInput(f"{file} can be read by others and holds a token: run `chmod 600 {file}`")
-        kept = json.loads(text)
+            raise BadInput(f"{file} holds a token and can be read by other users; run `chmod 600 {file}`")
+        saved = json.loads(text)
     except FileNotFoundError:
         return {}
     except ValueError:
-        kept = None
-    if not isinstance(kept, dict):
-        raise BadInput(f"{file} is not what `hanse login` writes: remove it and log in again")
-    return {str(key): str(value) for key, value in kept.items()}
+        saved = None
+    if not isinstance(saved, dict):
+        raise BadInput(
+            f"expected the form that `hanse login` writes in {file}, got another; remove it and log in again"
+        )
+    return {str(key): str(value) for key, value in saved.items()}

@@ -1,27 +1,27 @@
-"""Everything that the client raises, in one tree.
+"""All errors of the client, in one tree.
 
     HanseError
-    ├── BadInput                what was asked cannot be understood: said what was expected and what came
-    ├── Unauthenticated         no token, or one that is not known
-    ├── Refused                 a policy, a contract or a missing scope says no: `code` and `rule` say which
-    │   ├── AccessRevoked       the owner ended the agreement, perhaps while we were reading
-    │   ├── AccessExpired       the ticket reached its end: another one goes on
+    ├── BadInput                the request cannot be understood: the message has the expected and the actual value
+    ├── Unauthenticated         the token is missing or unknown
+    ├── Refused                 a policy, a contract or a missing scope forbids it: see `code` and `rule`
+    │   ├── AccessRevoked       the owner ended the agreement, perhaps during a read
+    │   ├── AccessExpired       the ticket has expired; a new one continues
     │   ├── QuotaSpent          the agreement's rows, bytes or queries are used up
     │   └── NegotiationFailed   the owner does not agree
-    ├── NegotiationPending      the owner has not answered yet: somebody there decides by hand
-    │   └── ApprovalNeeded      the next step is ours, and somebody here has to approve it
+    ├── NegotiationPending      the owner has not answered yet: a person there has to approve
+    │   └── ApprovalNeeded      a person at the reader's own connector has to approve
     ├── NotFound
     ├── Conflict
     ├── Busy                    no capacity now, or a rate limit: try again
     ├── Unreachable             no answer in time, or no connection
-    ├── Broken                  an answer that makes no sense, or a failure at the other side
-    │   ├── StreamIncomplete    a stream that stopped without its end record: what came is not all there is
-    │   ├── DigestMismatch      bytes that are not those that left: none of what came may be used
-    │   └── StreamFailed        the owner could not finish, and says so
+    ├── Broken                  a malformed answer, or a failure at the other side
+    │   ├── StreamIncomplete    a stream without its end record: rows are missing
+    │   ├── DigestMismatch      the received bytes differ from those sent: discard them
+    │   └── StreamFailed        the owner could not finish, and reports it
     └── Unverified              evidence that does not hold
 
-`str(error)` is the sentence for people; `code` and `rule` are stable; `facts` has whatever else the server said, and
-of what ends a read of a `Dataset` its name (`dataset`, as `north/flights`) and its agreement's id (`agreement`).
+`str(error)` is the sentence for people; `code` and `rule` are stable; `facts` has all other members of the answer, and
+for reads of a `Dataset` its name (`dataset`, as `north/flights`) and its agreement's id (`agreement`).
 """
 
 from __future__ import annotations
@@ -32,27 +32,26 @@ from typing import Any, Self
 
 from hanse._codes import read_code
 
-# Control characters except tab and line end, what turns the direction of writing, halves of letters.
-_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters except tab and line end, bidirectional controls, lone surrogates.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def harmless(text: str) -> str:
-    """What others wrote, for a terminal or a log: signs that command it are shown as their numbers. Lines may end as
-    browsers send them."""
-    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+def escape_control(text: str) -> str:
+    """Replace control characters in another party's text by their numbers, for a terminal or a log. CRLF becomes LF."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r\n", "\n"))
 
 
 class HanseError(Exception):
-    """Base of all."""
+    """The base class of all errors."""
 
     def __init__(self, message: str, /, *, code: str = "", rule: str = "", **facts: Any) -> None:
-        super().__init__(harmless(message))
+        super().__init__(escape_control(message))
         self.code = code or type(self).__name__
         self.rule = rule
         self.facts = facts
 
     def about(self, dataset: str, agreement: str) -> Self:
-        """The same, said of a dataset and the agreement that it is read under: a job may read those of many owners."""
+        """Add the dataset and its agreement: a job may read those of many owners."""
         self.facts |= {"dataset": dataset, "agreement": agreement}
         if dataset not in str(self):
             self.args = (f"{dataset}: {self}",)
@@ -96,12 +95,12 @@ class Busy(HanseError): ...
 
 
 class Unreachable(HanseError):
-    """`silent`: for how many seconds nothing came before we gave up."""
+    """`silent`: seconds without data before the client gave up."""
 
     silent = 0.0
 
     def after(self, seconds: float) -> Unreachable:
-        """The same after so long a silence. Not said to `__init__`, which takes what others say as facts."""
+        """Set `silent`. It is not a parameter of `__init__`, which takes other parties' members as facts."""
         self.silent = seconds
         return self
 
@@ -127,7 +126,7 @@ class SignerUnknown(HanseError): ...
 
 
 class GroupsLeftOut(UserWarning):
-    """Owners leave small groups out of this answer, or may: its totals may be too low. Said once for each answer."""
+    """Owners leave small groups out of this answer, or may: its totals may be too low. Issued once for each answer."""
 
 
 _BY_STATUS: Mapping[int, type[HanseError]] = {
@@ -159,23 +158,24 @@ _BY_END: Mapping[str, type[HanseError]] = {
     "refused": Refused,
     "error": StreamFailed,
 }
-_SAID = ("type", "title", "status", "code", "detail", "rule")
+_PROBLEM_FIELDS = ("type", "title", "status", "code", "detail", "rule")
 
 
-def of_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: bool = False) -> HanseError:
-    """The error in an RFC 9457 problem object; `where` names who said it. `ours`: our own connector, which may say any
-    code; an owner may say those that owners have (`hanse._codes`)."""
+def error_from_problem(status: int, problem: Mapping[str, Any], *, where: str, ours: bool = False) -> HanseError:
+    """Return the error of an RFC 9457 problem object; `where` names its sender. `ours`: the sender is the reader's own
+    connector, whose codes are trusted; an owner may use only the codes of `hanse._codes`."""
     code, rule = str(problem.get("code", "")), str(problem.get("rule", ""))
     detail = str(problem.get("detail") or problem.get("title") or f"{where} answered with status {status}")
     if not ours:
         code, detail = read_code(code, detail)
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Broken)
-    facts = {str(key): value for key, value in problem.items() if key not in _SAID}
+    facts = {str(key): value for key, value in problem.items() if key not in _PROBLEM_FIELDS}
     return kind(detail, code=code, rule=rule, **facts)
 
 
-def of_end(end: Mapping[str, Any], *, ours: bool = False) -> HanseError | None:
-    """The error that a stream's end record reports; None where the stream is complete. `ours` as in `of_problem`."""
+def error_from_end(end: Mapping[str, Any], *, ours: bool = False) -> HanseError | None:
+    """Return the error that a stream's end record reports; None if the stream is complete. `ours` as in
+    `error_from_problem`."""
     status = str(end.get("status", ""))
     if status == "complete":
         return None

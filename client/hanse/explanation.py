@@ -1,4 +1,4 @@
-"""What a question would do, as `Space.explain` gives it: a dictionary that notebooks show as a picture."""
+"""The result of `Space.explain`: a dictionary that notebooks show as a picture."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class Explained(dict[str, Any]):
         return str(self.get("svg", ""))
 
     def _repr_html_(self) -> str:
-        """The picture, which the participant's own connector drew, and the text beneath."""
+        """Return the picture, which the participant's own connector drew, and the text below it."""
         text = escape(str(self))
         return f"{self._repr_svg_()}<details><summary>what is asked of whom</summary><pre>{text}</pre></details>"

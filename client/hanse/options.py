@@ -1,5 +1,5 @@
-"""What `Dataset.loader` and its siblings take: types for editors, a sentence for what they do not take, and one for
-what has to be installed first."""
+"""Options of `Dataset.loader` and its siblings as types for editors, and the errors for wrong options and missing
+extras."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pyarrow as pa
 from hanse.errors import BadInput
 
 
-class Rows(TypedDict, total=False):
-    """Which rows, and how long to bear a failure."""
+class RowOptions(TypedDict, total=False):
+    """Which rows to read, and how long to retry after a failure."""
 
     columns: Sequence[str]
     where: str
     patience: float
 
 
-class InOrder(Rows, total=False):
-    """And in which order."""
+class OrderOptions(RowOptions, total=False):
+    """Options of rows, and their order."""
 
     seed: int | None
     epoch: int
 
 
-class InBatches(InOrder, total=False):
-    """And in which batches."""
+class BatchOptions(OrderOptions, total=False):
+    """Options of rows, order and batches."""
 
     batch_size: int | None
     drop_last: bool
@@ -38,15 +38,15 @@ class InBatches(InOrder, total=False):
     progress: bool
 
 
-class ForLoader(InBatches, total=False):
-    """Of `Loader`."""
+class LoaderOptions(BatchOptions, total=False):
+    """Options of `Loader`."""
 
     part: int | None
     parts: int | None
 
 
-class ForTorch(InBatches, total=False):
-    """Of `hanse.loaders.torch.batches.dataset`, where the parts follow from rank, world and workers."""
+class TorchOptions(BatchOptions, total=False):
+    """Options of `hanse.loaders.torch.batches.dataset`; the parts follow from rank, world and workers."""
 
     form: Callable[..., Any] | None
     shapes: Mapping[str, tuple[int, ...]] | None
@@ -56,48 +56,52 @@ class ForTorch(InBatches, total=False):
     state: dict[str, Any] | None
 
 
-class ForHf(InOrder, total=False):
-    """Of `hanse.loaders.hf.dataset`."""
+class HfOptions(OrderOptions, total=False):
+    """Options of `hanse.loaders.hf.dataset`."""
 
     world: int
 
 
-class ForRay(Rows, total=False):
-    """Of `hanse.loaders.ray.dataset`."""
+class RayOptions(RowOptions, total=False):
+    """Options of `hanse.loaders.ray.dataset`."""
 
     tasks: int
 
 
-class ForSpark(Rows, total=False):
-    """Of `hanse.loaders.spark.frame`."""
+class SparkOptions(RowOptions, total=False):
+    """Options of `hanse.loaders.spark.frame`."""
 
     partitions: int
 
 
-def check(options: Mapping[str, Any], known: type) -> None:
-    """BadInput for an option that is not among those of `known`, one of the types here."""
+def check_options(options: Mapping[str, Any], known: type) -> None:
+    """Check that each option is a key of `known`, one of the types here. Raises: BadInput."""
     if unknown := sorted({*options} - {*known.__annotations__}):
-        raise BadInput(f"expected options among {', '.join(known.__annotations__)}; came {', '.join(unknown)}")
+        raise BadInput(f"expected options among {', '.join(known.__annotations__)}; got {', '.join(unknown)}")
 
 
-def unfit(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
-    """For a column of a type that a library does not have."""
+def unfit_error(library: str, schema: pa.Schema, column: pa.Field) -> BadInput:
+    """Return the error for a column of a type that a library does not have."""
     others = [name for name in schema.names if name != column.name]
-    todo = f"leave it out with columns={others}" if others else "there is no other in it"  # [] would be all of them
-    return BadInput(f"expected columns of types that {library} has, came {column.name} of {column.type}: {todo}")
+    todo = f"leave it out with columns={others}" if others else "it is the only column"  # columns=[] would be all
+    return BadInput(f"expected columns of types that {library} has, got {column.name} of {column.type}: {todo}")
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
-    """What is imported here comes with an extra of ours, and whoever has not installed it is told so."""
+def require_extra(name: str) -> Iterator[None]:
+    """Explain which extra to install if an import in this block fails.
+
+    Raises:
+        ModuleNotFoundError: a library is missing.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == __package__:
             raise
-        # By its folder, as client/README.md has it: no package index has a `hanse` of ours yet.
+        # By its folder, as client/README.md does: Hanse is not on a package index yet.
         raise ModuleNotFoundError(
-            f"expected {error.name}, which is not installed; it comes with: pip install './client[{name}]' in a "
+            f"expected {error.name}, which is not installed; install it with: pip install './client[{name}]' in a "
             "checkout of Hanse",
             name=error.name,
             path=error.path,

@@ -1,6 +1,6 @@
-"""A plan: the blocks that a dataset's rows come in. A value: it can be pickled, sent to workers, compared.
+"""A plan: the blocks of a dataset's rows. A value: it can be pickled, sent to workers, compared.
 
-The server remembers none; what holds it to its word is the snapshot, which every read of a block names.
+The owner does not store plans; each read of a block names the plan's snapshot.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.message_limits import METADATA_MAX, Messages
+from hanse._arrow.message_limits import METADATA_MAX, CheckedBody
 from hanse.errors import BadInput, Broken
 
-PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
-BLOCKS_MAX = 1024  # in any request: so many an owner takes
-_COUNT_MAX = 2**63 - 1  # as Arrow and those who show progress count
+PER_READ = 256  # blocks in one request of a loader: many millions of rows
+BLOCKS_MAX = 1024  # blocks in any request: the owner's limit
+_COUNT_MAX = 2**63 - 1  # the range of Arrow's and progress bars' counters
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Rows and bytes of a block: exact where the plan is, else about as many, before conditions and filters."""
+class PlanBlock:
+    """Rows and bytes of a block: exact if the plan is, else an estimate before conditions and filters."""
 
     rows: int
     nbytes: int
@@ -30,16 +30,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which rows (`columns`, `where`) of which `snapshot`, and the blocks that they come in.
+    """The rows (`columns`, `where`) of a `snapshot`, and their blocks.
 
-    `shown`: the owner's mark of what the agreement shows of them, which nobody else can read: where it is the same,
-    the rows and columns are.
+    `shown`: the owner's opaque mark of what the agreement shows: if two plans have the same mark, they show the
+    same rows and columns.
     """
 
     snapshot: str
     digest: str
     schema: pa.Schema
-    blocks: tuple[Block, ...]
+    blocks: tuple[PlanBlock, ...]
     rows: int
     exact: bool
     columns: tuple[str, ...] = ()
@@ -47,121 +47,126 @@ class Plan:
     shown: str = ""
 
     def __repr__(self) -> str:
-        """What a notebook shows: of thousands of blocks how many there are."""
+        """Show the number of blocks in a notebook, not all of them."""
         about = "" if self.exact else "about "
         return f"<Plan of {about}{self.rows:,} rows in {len(self.blocks):,} blocks, snapshot {self.snapshot[:80]}>"
 
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, columns: Sequence[str], where: str) -> Plan:
-        """The plan in an owner's answer; Broken for another form, and for one that contradicts itself."""
+        """Read the plan in an owner's answer.
+
+        Raises:
+            Broken: the answer has another form, or contradicts itself.
+        """
         try:
-            found = cls(
-                snapshot=_text(answer["snapshot"]),
-                digest=_text(answer["plan"]),
-                schema=_schema(answer["schema"]),
-                blocks=tuple(Block(_count(one["rows"]), _count(one["bytes"])) for one in answer["blocks"]),
-                rows=_count(answer["rows"]),
-                exact=_truth(answer["exact"]),
+            plan = cls(
+                snapshot=_check_text(answer["snapshot"]),
+                digest=_check_text(answer["plan"]),
+                schema=_read_schema(answer["schema"]),
+                blocks=tuple(
+                    PlanBlock(_check_row_count(block["rows"]), _check_row_count(block["bytes"]))
+                    for block in answer["blocks"]
+                ),
+                rows=_check_row_count(answer["rows"]),
+                exact=_check_bool(answer["exact"]),
                 columns=tuple(columns),
                 where=where,
-                shown=_text(answer["shown"]),
+                shown=_check_text(answer["shown"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
-            raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
-        if found.exact and found.rows != (rows := sum(block.rows for block in found.blocks)):
-            raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, came one of {found.rows}")
-        return found
+            raise Broken(f"expected a plan with snapshot, schema and blocks, got another form: {error}") from error
+        if plan.exact and plan.rows != (rows := sum(block.rows for block in plan.blocks)):
+            raise Broken(f"expected an exact plan of as many rows as its blocks have, {rows}, got one of {plan.rows}")
+        return plan
 
     def check_rows(self, block: int, rows: int) -> None:
-        """BadInput for a state of more rows of a block than it has: what is behind such a place would be left out."""
+        """Check a state's rows of a block: rows behind a place beyond its end would be skipped. Raises: BadInput."""
         has = self.blocks[block].rows
         most = has if self.exact else has + max(10, has // 10)  # owners round to two digits, and to tens
         if rows > most:
-            raise BadInput(
-                f"expected a state that state_dict() gave, came one of {rows} rows of a block that has {has}"
-            )
+            raise BadInput(f"expected a state that state_dict() gave, got one of {rows} rows of a block that has {has}")
 
 
-def _text(value: Any) -> str:
-    """A text that can be sent back. ValueError for halves of letters, which JSON may have; requests and digests not."""
+def _check_text(value: Any) -> str:
+    """Return a text that can be encoded. Raises: ValueError for lone surrogates, which JSON may contain."""
     text = str(value)
     text.encode()
     return text
 
 
-def _count(value: Any) -> int:
+def _check_row_count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _COUNT_MAX:
         raise ValueError(f"a count of {str(value)[:40]}")
     return value
 
 
-def _truth(value: Any) -> bool:
+def _check_bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"exact: {str(value)[:40]}")
     return value
 
 
-class Due:
-    """What is due of a plan: these blocks in their order, each with all of its rows where the plan is exact. As many
-    are asked for at once as an owner takes.
+class DueBlocks:
+    """The blocks of a plan that are still to be received, in their order, each with all of its rows if the plan is
+    exact. They are requested in portions of the owner's limit.
 
-    `before`: rows of the first block that are not asked for; None where that is not known.
+    `before`: rows of the first block that are not requested; None if unknown.
     """
 
     def __init__(self, plan: Plan, blocks: Sequence[int], *, before: int | None) -> None:
-        self._plan, self._left = plan, list(blocks)
-        self._later = self._left[BLOCKS_MAX:]  # after those that one request asks for
-        del self._left[BLOCKS_MAX:]
-        self._came = before  # rows of the first of them
+        self._plan, self._requested = plan, list(blocks)
+        self._later = self._requested[BLOCKS_MAX:]  # for later requests
+        del self._requested[BLOCKS_MAX:]
+        self._received = before  # rows of the first block
 
     @property
-    def asked(self) -> list[int]:
-        """The blocks of one request, from the one on that is being read."""
-        return self._left
+    def next_request(self) -> list[int]:
+        """The blocks of one request, from the current one on."""
+        return self._requested
 
-    def more(self) -> bool:
-        """What was asked for is over. Whether there are others to be asked for now."""
-        self._left, self._later = self._later[:BLOCKS_MAX], self._later[BLOCKS_MAX:]
-        return bool(self._left)
+    def has_more(self) -> bool:
+        """Finish a request; return whether another one is due."""
+        self._requested, self._later = self._later[:BLOCKS_MAX], self._later[BLOCKS_MAX:]
+        return bool(self._requested)
 
     def take(self, place: Mapping[str, Any] | None, rows: int) -> None:
-        """Rows came, and the place they end at. Broken where they are not the next ones."""
-        if place is None or place["block"] not in self._left:  # it would be passed over, with all after it
-            raise Broken("expected rows of the blocks that were asked for, in their order, came others")
-        while self._left[0] != place["block"]:
-            self._over()
-        if self._came is not None:
-            self._came += rows
-            if self._plan.exact and self._came > self._plan.blocks[self._left[0]].rows:
-                raise self._other()
+        """Count received rows, and the place that they end at. Raises: Broken if they are not the next ones."""
+        if place is None or place["block"] not in self._requested:  # else all following blocks would be skipped
+            raise Broken("expected rows of the blocks that were asked for, in their order, got others")
+        while self._requested[0] != place["block"]:
+            self._finish_block()
+        if self._received is not None:
+            self._received += rows
+            if self._plan.exact and self._received > self._plan.blocks[self._requested[0]].rows:
+                raise self._wrong_rows()
 
     def end(self) -> None:
-        """Nothing more comes of what was asked for. Broken where something is missing."""
-        while self._left:
-            self._over()
+        """Finish the request's blocks. Raises: Broken if rows are missing."""
+        while self._requested:
+            self._finish_block()
 
-    def _over(self) -> None:
-        if self._plan.exact and self._came not in (None, self._plan.blocks[self._left[0]].rows):
-            raise self._other()
-        self._left.pop(0)
-        self._came = 0
+    def _finish_block(self) -> None:
+        if self._plan.exact and self._received not in (None, self._plan.blocks[self._requested[0]].rows):
+            raise self._wrong_rows()
+        self._requested.pop(0)
+        self._received = 0
 
-    def _other(self) -> Broken:
-        block = self._left[0]
+    def _wrong_rows(self) -> Broken:
+        block = self._requested[0]
         return Broken(
-            f"expected {self._plan.blocks[block].rows} rows of block {block}, came {self._came}: they are not those of "
-            "the plan; make a new one and begin anew"
+            f"expected {self._plan.blocks[block].rows} rows of block {block}, got {self._received}: they differ "
+            "from the plan; make a new plan and begin anew"
         )
 
 
-def _schema(text: str) -> pa.Schema:
+def _read_schema(text: str) -> pa.Schema:
     data = base64.b64decode(text, validate=True)
     if len(data) > METADATA_MAX:
         raise ValueError(f"a schema of {len(data)} bytes")
-    return pa.ipc.open_stream(Messages(pa.BufferReader(data))).schema
+    return pa.ipc.open_stream(CheckedBody(pa.BufferReader(data))).schema
 
 
-def parted(blocks: int, parts: int) -> list[tuple[int, ...]]:
-    """All blocks in at most `parts` runs of neighbours, as even as can be."""
+def split_blocks(blocks: int, parts: int) -> list[tuple[int, ...]]:
+    """Divide all blocks into at most `parts` runs of neighbours, as evenly as possible."""
     parts = max(1, min(parts, blocks))
     return [tuple(range(n * blocks // parts, (n + 1) * blocks // parts)) for n in range(parts)] if blocks else []

@@ -1,4 +1,4 @@
-"""Which failures pass by themselves, and how long to wait for that. Knows no sockets."""
+"""Decides which failures are temporary, and how long to wait before the next attempt. Knows no sockets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from hanse.errors import (
 T = TypeVar("T")
 
 _CRASHED = "worker_crashed"
-_CRASHES_MAX = 5  # without a row between: others read in the process that each attempt ends
+_CRASHES_MAX = 5  # without a row in between: each attempt ends a process that serves other readers, too
 _PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
-# An owner that says it could not finish, for a reason that a second attempt does not have.
+# The owner could not finish, for a reason that a second attempt may not meet.
 _PASSING_CODES = (
     "shutting_down", _CRASHED, "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
     "busy", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown",
@@ -34,11 +34,11 @@ _LASTING_CODES = (
 )  # fmt: skip
 _FIRST, _MOST = 0.05, 5.0
 IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
-SECONDS = 2 * IDLE_SECONDS  # so that there is a second attempt after a connection over which nothing comes any more
+SECONDS = 2 * IDLE_SECONDS  # leaves time for a second attempt after a dead connection
 
 
-def passes(error: HanseError) -> bool:
-    """Whether the same request may succeed a little later. A no by policy never does."""
+def is_temporary(error: HanseError) -> bool:
+    """Return whether the same request may succeed a little later. A refusal by policy never does."""
     if error.code in _LASTING_CODES:
         return False
     if isinstance(error, _PASSING) or error.code in ("ticket_expired", "ticket_replaced"):
@@ -47,16 +47,16 @@ def passes(error: HanseError) -> bool:
 
 
 def _retry_after(error: HanseError) -> float:
-    """The seconds that a server asks for before the next attempt (`Retry-After`, RFC 9110 section 10.2.3); 0 where it
-    does not say."""
-    told = error.facts.get("retry_after")
-    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) and told > 0 else 0.0
+    """Return the seconds that a server asks for before the next attempt (`Retry-After`, RFC 9110 section 10.2.3); 0
+    without it."""
+    delay = error.facts.get("retry_after")
+    return float(delay) if isinstance(delay, int | float) and not isinstance(delay, bool) and delay > 0 else 0.0
 
 
-def seconds_of(name: str, value: Any) -> float:
-    """A number of seconds, whatever library it is of. BadInput where it is none."""
+def check_seconds(name: str, value: Any) -> float:
+    """Convert a number of seconds of any library. Raises: BadInput for anything else."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadInput(f"expected {name} to be a number of seconds, came {value!r}")
+        raise BadInput(f"expected {name} to be a number of seconds, got {value!r}")
     return float(value)
 
 
@@ -64,8 +64,10 @@ def seconds_of(name: str, value: Any) -> float:
 class Patience:
     """Waits between attempts, longer each time and at least as long as the server asks.
 
-    Until `seconds` have gone without a row: since something failed, or since the silence began that was the failure.
-    One attempt bears a silence of `idle` seconds, and no longer than there is patience left; without any, of `idle`."""
+    Gives up after `seconds` without a row, counted from the failure, or from the start of the silence if that was the
+    failure. One attempt tolerates a silence of `idle` seconds, and no longer than the remaining patience; without
+    patience, `idle`.
+    """
 
     seconds: float = SECONDS
     idle: float = IDLE_SECONDS
@@ -76,41 +78,41 @@ class Patience:
     _pause: float = field(default=_FIRST, init=False)
 
     def __post_init__(self) -> None:
-        self.seconds, self.idle = seconds_of("patience", self.seconds), seconds_of("idle_seconds", self.idle)
+        self.seconds, self.idle = check_seconds("patience", self.seconds), check_seconds("idle_seconds", self.idle)
         if not self.seconds >= 0:
-            raise BadInput(f"expected a patience of at least 0 seconds, came {self.seconds:g}")
+            raise BadInput(f"expected a patience of at least 0 seconds, got {self.seconds:g}")
 
-    def bear(self, error: HanseError) -> None:
-        """Wait before the next attempt, or raise `error` where waiting is of no use or has lasted too long."""
+    def pause_or_raise(self, error: HanseError) -> None:
+        """Wait before the next attempt; raise `error` if it is permanent or the patience has run out."""
         now = self.now()
         if self._since is None:
             self._since = now - (error.silent if isinstance(error, Unreachable) else 0.0)
         self._crashes += error.code == _CRASHED
-        if not passes(error) or now - self._since >= self.seconds or self._crashes >= _CRASHES_MAX:
+        if not is_temporary(error) or now - self._since >= self.seconds or self._crashes >= _CRASHES_MAX:
             raise error
-        spread = random.uniform(0.5, 1.0)  # noqa: S311  so that many do not come back at once
+        spread = random.uniform(0.5, 1.0)  # noqa: S311  many clients must not return at once
         pause = max(self._pause * spread, _retry_after(error) * (1.5 - spread / 2))
         self.sleep(min(pause, max(self.seconds - (now - self._since), _FIRST)))
         self._pause = min(2 * self._pause, _MOST)
 
-    def outlast(self, act: Callable[[], T]) -> T:
-        """What `act` returns, tried again while its failures pass."""
+    def retry(self, act: Callable[[], T]) -> T:
+        """Call `act` until it returns, as long as its failures are temporary."""
         while True:
             try:
                 return act()
             except HanseError as error:
-                self.bear(error)
+                self.pause_or_raise(error)
 
     @property
     def silence(self) -> float:
-        """The longest that the next attempt bears."""
+        """The longest silence, in seconds, that the next attempt tolerates."""
         if self.seconds <= 0:
             return self.idle
         left = self.seconds if self._since is None else self.seconds - (self.now() - self._since)
         return min(self.idle, max(left, _FIRST))
 
-    def rest(self) -> bool:
-        """A row came: begin anew with the next failure. Whether anything had failed."""
+    def reset(self) -> bool:
+        """Note that a row was received; return whether anything had failed."""
         failed = self._since is not None
         self._since, self._pause, self._crashes = None, _FIRST, 0
         return failed

@@ -1,9 +1,8 @@
-"""Arrow batches from a governed stream, with the record at its end: how it ended, how much came, what was withheld.
+"""Arrow batches of a governed stream, and the record at its end: how it ended, how many rows, what was withheld.
 
-A stream is over when its end record has come, and only then: one that stops at a batch border without it raises
-StreamIncomplete. The record names the digest of every byte before it; where other bytes came, DigestMismatch is raised,
-and reading does not go on: batches that were given before that may be damaged. What the stream holds was made
-elsewhere, so each batch is validated fully before it is given.
+A stream is complete only once its end record has been read: without it StreamIncomplete is raised, also at a batch
+border. The record has the digest of every byte before it; for other bytes DigestMismatch is raised, and batches that
+were yielded before may be damaged. Each batch is validated fully before it is yielded, because another party made it.
 """
 
 from __future__ import annotations
@@ -18,16 +17,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
-from hanse._arrow.message_limits import Messages
+from hanse._arrow.message_limits import CheckedBody
 from hanse._arrow.validation import Validator
-from hanse._arrow.value_limits import bounded, kinds, told_by_column
+from hanse._arrow.value_limits import name_failing_column, nested_types, refuse_oversized
 from hanse._digests import check_digest, check_record
-from hanse._transport.http_stream import Answer, Memory, kept
-from hanse._transport.sockets import here
+from hanse._transport.http_stream import HttpReply, Memory, allocate_lasting
+from hanse._transport.sockets import check_process
 from hanse.audit.read_receipts import LEFT, Receipt, Receipts
-from hanse.errors import BadInput, Broken, Conflict, GroupsLeftOut, HanseError, StreamIncomplete, harmless, of_end
-from hanse.options import extra
-from hanse.plan import Due
+from hanse.errors import (
+    BadInput,
+    Broken,
+    Conflict,
+    GroupsLeftOut,
+    HanseError,
+    StreamIncomplete,
+    error_from_end,
+    escape_control,
+)
+from hanse.options import require_extra
+from hanse.plan import DueBlocks
 from hanse.retry import Patience
 
 if TYPE_CHECKING:
@@ -37,132 +45,133 @@ if TYPE_CHECKING:
 
 END = b"hanse.end"
 AT = b"hanse.at"
-_CURSOR_MAX = 1024  # letters; those of our owners have 80, and readers keep some of each batch that waits
-_SHOWN = 10  # columns that are named to people
+_CURSOR_MAX = 1024  # characters; a cursor of Hanse has 80, and readers keep one for each prefetched batch
+_SHOWN = 10  # columns that `repr` names
 _WITHHELD = ("nothing", "possibly", "some")
 _OF_GROUPS = (
     "groups of at least ",
     "noise of epsilon ",
-)  # in the notes of owners that say no more of what they withhold
+)  # in the notes of older owners, which state no `withheld`
 _LEFT_OUT = "Small groups may be left out at the owners: totals and averages may be too low"
-_OUT = re.compile("out of (range|bounds)")  # as Python and Arrow say it of a day or a moment
+_OUT = re.compile("out of (range|bounds)")  # Python's and Arrow's message for dates and times
 
-Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
+Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], HttpReply]"
 
 
 class Stream:
-    """Batches, once: iterate, or hand the whole to a library. Close it (or leave its `with`) to stop early: it gives
-    none after that.
+    """Batches, to be read once: iterate, or hand the stream to a library. Close it (or leave its `with`) to stop early.
 
-    `schema` is there at once; `end` when the last batch has come. Any library that takes the Arrow C stream interface
-    takes a Stream as it is: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
+    `schema` is known at once, `end` after the last batch. Any library that accepts the Arrow C stream interface accepts
+    a Stream: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
 
-    With `reopen` a lost connection, a restart of the owner or an expired ticket is no end: reading goes on after the
-    last batch, as long as `patience` lasts. So it does with what is `due` and more than an owner takes in one request;
-    `end` is that of the last one. `place` is what the owner says of the place of the batch given last.
+    With `reopen`, a lost connection, a restart of the owner or an expired ticket does not end the stream: it resumes
+    after the last batch, as long as `patience` lasts. It also requests what is `due` in portions of the owner's limit;
+    `end` is the last one's. `place` is the owner's place of the last batch.
 
-    It is for the process that opened it: BadInput in one that was forked since.
+    Only the process that opened it can read it.
+
+    Raises:
+        HanseError: while it is read: StreamIncomplete, DigestMismatch, Refused, ...; BadInput in a forked process.
     """
 
     def __init__(
         self,
-        answer: Answer,
+        answer: HttpReply,
         *,
         validate: bool = True,
         reopen: Reopen | None = None,
         patience: Patience | None = None,
         schema: pa.Schema | None = None,
-        due: Due | None = None,
+        due: DueBlocks | None = None,
         snapshot: str = "",
         start: Mapping[str, Any] | None = None,
         about: tuple[str, str] | None = None,
         receipts: Receipts | None = None,
     ) -> None:
-        """`schema`, `due` and `snapshot`: what must come, where that is known; `start`: the place that it goes on from.
-        `about`: of which dataset, under which agreement. `receipts`: where each answer that it reads is told of."""
+        """`schema`, `due` and `snapshot`: what must be received, if known; `start`: the place to resume from. `about`:
+        dataset and agreement. `receipts`: where each read is reported."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
         self._due = due
         self._about = about
         self._table: pa.Table | None = None
-        self._started = self._closed = self._whole = False
+        self._started = self._closed = self._complete = False
         self._process = os.getpid()
         self.rows = 0
-        self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
+        self.held = 0  # bytes of memory that the last batch keeps, as received and decompressed
         self.place: Mapping[str, Any] | None = None
-        self._from = start  # the same in what is being asked for
+        self._from = start  # the place in the current request
         self.snapshot = snapshot
-        self._versioned = bool(snapshot or start) or due is not None  # it goes on with rows, or blocks, of one version
+        self._versioned = bool(snapshot or start) or due is not None  # it continues rows, or blocks, of one version
         self.reopened = 0
         self.end: Mapping[str, Any] = {}
-        self.digest = ""  # computed here, of what came before the end record; empty until that has come
+        self.digest = ""  # computed over the bytes before the end record; empty until that is read
         self.error: HanseError | None = None
         self.schema: pa.Schema = schema
         self._memory: Memory | None = None
         self._receipts = receipts
         self._receipt: Receipt | None = None
-        self._take(answer)
+        self._open(answer)
 
     def __repr__(self) -> str:
-        """What a notebook shows: of which dataset, which columns, how far."""
+        """Show dataset, columns and progress in a notebook."""
         of = f" {self._about[0]}" if self._about else ""
         names = self.schema.names if self.schema is not None else []
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        told = "complete" if self._whole else "failed" if self.error else "closed" if self._closed else "open"
-        return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {told}, {self.rows:,} rows came>"
+        state = "complete" if self._complete else "failed" if self.error else "closed" if self._closed else "open"
+        return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {state}, {self.rows:,} rows read>"
 
-    def _take(self, answer: Answer) -> None:
-        """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and
-        reads memory by it."""
+    def _open(self, answer: HttpReply) -> None:
+        """Read from this answer on. Raises: Broken if its columns differ: consumers read memory by the first schema."""
         self._body = answer.body
         if self._memory is not None:
-            self._body.into(self._memory)
+            self._body.use_memory(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
-        self._told_withheld = {"withheld": answer.headers.get("hanse-withheld")}  # before the end record says it
+        self._announced = {"withheld": answer.headers.get("hanse-withheld")}  # until the end record is read
         self._begin_receipt()
         self._rows_before = self.rows
         self._after = "" if self._from is None else self._from["cursor"]
-        self._messages = Messages(self._body)
+        self._messages = CheckedBody(self._body)
         try:
             self._check_snapshot(answer.headers.get("hanse-snapshot", ""))
-            self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
+            self._reader = self._translate_errors(lambda: pa.ipc.open_stream(self._messages))
             if self.schema is None:
                 self.schema = self._reader.schema
             elif not self._reader.schema.equals(self.schema):
-                raise Broken("expected a stream of the columns and types that were told before, came others")
+                raise Broken("expected a stream of the same columns and types as before, got others")
         except BaseException as error:
-            self._body.close()  # nobody has a stream to close: whoever keeps the error would keep the owner reading
+            self._body.close()  # there is no Stream to close; a kept error would keep the connection open
             self._end_receipt(error)
             raise
         self._validator = Validator(self._reader.schema)
 
     def _begin_receipt(self) -> None:
-        """Each answer is a read of its own in its owner's log, and so in ours."""
+        """Report a read: each answer is a read of its own in the owner's log."""
         self.digest = ""
         if self._receipts is not None:
             self._receipt = self._receipts.begin(self.read_id)
-            weakref.finalize(self, self._receipt.end, code=LEFT).atexit = False  # of a stream that nobody closes
+            weakref.finalize(self, self._receipt.end, code=LEFT).atexit = False  # for a stream that is never closed
 
     def _end_receipt(self, why: BaseException | None = None, record: Mapping[str, Any] | None = None) -> None:
-        """What was being read is over: with its end record, or without one for this reason."""
+        """Report the end of a read: with its end record, or with the reason for its absence."""
         if self._receipt is not None:
             self._receipt.end(record, code=getattr(why, "code", "") or LEFT, digest=self.digest)
 
     def _check_snapshot(self, came: str) -> None:
-        """Conflict where an answer is of another version than the one asked for, or than the rows before it."""
+        """Check the answer's version. Raises: Conflict if it is not the requested one, or that of the rows before."""
         if not (self._versioned or self.rows):
-            self.snapshot = ""  # of an answer that gave no row
+            self.snapshot = ""  # it was of an answer without rows
         if came and self.snapshot and came != self.snapshot:
             raise Conflict(
-                f"expected rows of the version {self.snapshot[:80]}, came some of {came[:80]}: its owner has another "
-                "one by now; begin anew",
+                f"expected rows of the version {self.snapshot[:80]}, got some of {came[:80]}: the owner has published "
+                "another version; begin anew",
                 code="snapshot_changed",
             )
         self.snapshot = self.snapshot or came
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """The batches as they come. Raises what ended the stream, where it did not end by itself."""
+        """Yield the batches as they are received. Raises: HanseError, unless the stream is complete."""
         if self._table is not None:
             yield from self._table.to_batches()
             return
@@ -172,12 +181,12 @@ class Stream:
             raise BadInput("this stream was closed before it was read; open another one")
         self._started = True
         try:
-            while (batch := self._next_or_again()) is not None:
+            while (batch := self._next_with_retry()) is not None:
                 self.rows += batch.num_rows
                 if self._receipt is not None:
                     self._receipt.rows += batch.num_rows
                 yield batch
-            self._whole = True
+            self._complete = True
         except HanseError as error:
             self._end_receipt(error)
             self.error = error if self._about is None else error.about(*self._about)
@@ -185,44 +194,44 @@ class Stream:
         finally:
             self.close()
 
-    def _next_or_again(self) -> pa.RecordBatch | None:
-        here(self._process)
-        while not self._closed:  # else what had come already would be given or not, as it happens
+    def _next_with_retry(self) -> pa.RecordBatch | None:
+        check_process(self._process)
+        while not self._closed:  # checked first: received batches are not yielded after `close`
             try:
                 batch = self._next()
-                if batch is None and self._asks_on():
+                if batch is None and self._request_more():
                     continue
             except HanseError as error:
                 if not self._closed:
-                    self._go_on(error)
+                    self._reopen_or_raise(error)
             else:
-                if self._patience.rest():
-                    self._body.bear(self._patience.silence)
+                if self._patience.reset():
+                    self._body.set_silence(self._patience.silence)
                 return batch
-        raise BadInput("this stream was closed while it was read; open another one to go on")
+        raise BadInput("this stream was closed while it was read; open another one to continue")
 
-    def _asks_on(self) -> bool:
-        """After a proper end: ask for what is due and was too much for one request. Whether there was any."""
-        if self._reopen is None or self._due is None or not self._due.more():
+    def _request_more(self) -> bool:
+        """Request the next portion of what is due after a complete answer; return whether there was one."""
+        if self._reopen is None or self._due is None or not self._due.has_more():
             return False
         self._body.close()
         self._from, self.end = None, {}
-        self._take(self._reopen(None))
+        self._open(self._reopen(None))
         return True
 
-    def _go_on(self, error: HanseError) -> None:
-        """Connect anew and read on after the last batch, or raise what does not pass by waiting."""
+    def _reopen_or_raise(self, error: HanseError) -> None:
+        """Connect again and read on after the last batch, or raise a permanent error."""
         if self._reopen is None or (self.place is None and self.rows):
             raise error
         while True:
             self._body.close()
             self._end_receipt(error)
-            self._patience.bear(error)
-            if self._closed:  # meanwhile: another attempt would be a read of its own
+            self._patience.pause_or_raise(error)
+            if self._closed:  # closed during the pause: another attempt would be another read
                 return
             try:
                 answer = self._reopen(self._from)
-                self._take(answer)
+                self._open(answer)
             except HanseError as again:
                 error = again
             else:
@@ -230,76 +239,76 @@ class Stream:
                 return
 
     def _next(self) -> pa.RecordBatch | None:
-        """The next batch that holds rows; None after a proper end."""
+        """Return the next batch with rows; None after the end record."""
         while True:
-            before = self._messages.digest.text()  # Arrow reads one batch at a time, and nothing ahead of it
+            before = self._messages.digest.text()  # Arrow reads one batch at a time, never ahead
             try:
-                batch, metadata = self._told(self._reader.read_next_batch_with_custom_metadata)
+                batch, metadata = self._translate_errors(self._reader.read_next_batch_with_custom_metadata)
             except StopIteration:
                 raise StreamIncomplete(
-                    f"the stream stopped after {self.rows} rows without saying that it was complete: what came is not "
-                    "all there is; read it again",
+                    f"expected an end record, got none: the stream stopped after {self.rows} rows, so rows are "
+                    "missing; read it again",
                     rows=self.rows,
                 ) from None
             if metadata is not None and END in metadata:
-                self._close_with(_end_record(metadata[END]), batch, before)
+                self._finish(_read_end_record(metadata[END]), batch, before)
                 return None
             if self._validate:
-                self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
+                self._translate_errors(lambda: self._validator.check(batch))  # noqa: B023  # called at once
             if batch.num_rows:
-                self.place = self._from = _place(metadata)
+                self.place = self._from = _read_place(metadata)
                 if self._due is not None:
                     self._due.take(self.place, batch.num_rows)
                 if self.place is not None and self.place["cursor"] == self._after:
                     raise Broken(
-                        "expected rows after the place that was asked for, came some that end there: they would come "
-                        "again and again, each time as a read that counts"
+                        "expected rows after the requested place, got rows that end there: they would be read again "
+                        "and again, and counted each time"
                     )
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch
 
-    def _close_with(self, end: Mapping[str, Any], batch: pa.RecordBatch, digest: str) -> None:
+    def _finish(self, end: Mapping[str, Any], batch: pa.RecordBatch, digest: str) -> None:
         self.end, self.digest = end, digest
         self._end_receipt(record=end)
-        check_digest(end, digest)  # before all else: whatever the end says, rows that are not the owner's are no rows
+        check_digest(end, digest)  # first: if the bytes differ, nothing else in the record matters
         if batch.num_rows:
-            raise Broken(f"expected an end record without rows, came one with {batch.num_rows}")
-        if (error := of_end(end, ours=self._about is None)) is not None:
+            raise Broken(f"expected an end record without rows, got one with {batch.num_rows}")
+        if (error := error_from_end(end, ours=self._about is None)) is not None:
             raise error
-        came = self.rows - self._rows_before
+        received = self.rows - self._rows_before
         if type(end.get("rows")) is not int:
-            raise Broken(f"expected the number of rows in the stream's end record, came {str(end.get('rows'))[:40]!r}")
-        if end["rows"] != came:
+            raise Broken(f"expected the number of rows in the stream's end record, got {str(end.get('rows'))[:40]!r}")
+        if end["rows"] != received:
             raise StreamIncomplete(
-                f"the stream says that it has {end['rows']} rows, {came} came: read it again", rows=self.rows
+                f"expected {end['rows']} rows by the end record, got {received}; read it again", rows=self.rows
             )
         if self._due is not None:
             self._due.end()
-        if (said := _sentences(end)) and self._reopen is None:
-            warnings.warn(f"{'. '.join(said)} (answer.complete is False)", GroupsLeftOut, stacklevel=2)
+        if (sentences := _left_out_sentences(end)) and self._reopen is None:
+            warnings.warn(f"{'. '.join(sentences)} (answer.complete is False)", GroupsLeftOut, stacklevel=2)
 
-    def _told(self, act: Callable[[], Any]) -> Any:
-        """Arrow's own complaints as ours. What the wire raised comes through Arrow unchanged."""
+    def _translate_errors(self, act: Callable[[], Any]) -> Any:
+        """Raise Arrow's errors as the client's. Errors of the connection pass through Arrow unchanged."""
         try:
             return act()
         except (pa.ArrowException, EOFError, OSError) as error:
-            raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
+            raise Broken(f"expected an Arrow stream, got another form: {str(error).splitlines()[0][:200]}") from error
 
     @property
     def owners(self) -> list[dict[str, Any]]:
-        """What each owner sent (a federated query's): participant, dataset, rows of data and
-        of results, bytes, withheld. Reads to the end."""
-        return self._listed("owners", dict)
+        """What each owner of a federated query sent: participant, dataset, rows of data and of results, bytes,
+        withheld. Reads to the end."""
+        return self._read_list("owners", dict)
 
     @property
     def missing(self) -> list[dict[str, Any]]:
-        """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
-        return self._listed("missing", dict)
+        """Owners that a partial answer lacks. Reads to the end."""
+        return self._read_list("missing", dict)
 
     @property
     def complete(self) -> bool:
-        """Whether the answer is about all that was asked: no group may be left out, and no owner is missing. Reads to
-        the end.
+        """Whether the answer covers everything that was asked: no group may be left out, and no owner is missing. Reads
+        to the end.
 
             answer = space.query('SELECT count(*) AS n FROM "all".patients')
             if not answer.complete:
@@ -310,88 +319,90 @@ class Stream:
     @property
     def withheld(self) -> str:
         """`nothing`; `possibly`: owners leave out small groups, if there are any; `some`: an owner left out groups, or
-        gave none. Reads to the end."""
+        sent none. Reads to the end."""
         if not self.end:
             self.to_arrow()
-        return _withheld(self.end)
+        return _strongest_withheld(self.end)
 
     @property
     def left_out(self) -> list[str]:
-        """Which groups are left out at which owners, in sentences; empty where nothing is. Reads to the end."""
-        self._listed("left_out", str)
-        return _sentences(self.end)
+        """Which groups are left out at which owners, in sentences; empty if nothing is. Reads to the end."""
+        self._read_list("left_out", str)
+        return _left_out_sentences(self.end)
 
     @property
     def policy(self) -> list[str]:
-        """Which rules shaped the answer, in words. Reads to the end."""
-        return self._listed("policy", str)
+        """The rules that shaped the answer, in words. Reads to the end."""
+        return self._read_list("policy", str)
 
-    def _listed(self, name: str, kind: type) -> list[Any]:
+    def _read_list(self, name: str, kind: type) -> list[Any]:
         if not self.end:
             self.to_arrow()
-        found = self.end.get(name, [])
-        if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
-            raise Broken(f"expected a list of {name} in the stream's end record, came another form")
-        return found
+        items = self.end.get(name, [])
+        if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+            raise Broken(f"expected a list of {name} in the stream's end record, got another form")
+        return items
 
     def into(self, memory: Memory) -> None:
-        """Have the batches that come from now on lie in memory that this makes, as `pa.allocate_buffer` does."""
+        """Receive the following batches in memory from this allocator, as `pa.allocate_buffer` returns it."""
         self._memory = memory
-        self._body.into(memory)
+        self._body.use_memory(memory)
 
     def to_arrow(self) -> pa.Table:
-        """Everything as a table, kept: call it as often as you like."""
+        """Return all rows as a table. The table is kept: further calls return it again. Raises: HanseError."""
         if self._table is None:
-            self.into(kept)  # memory that is made for what stays
+            self.into(allocate_lasting)  # memory for a result that lives long
             table = pa.Table.from_batches(list(self), schema=self.schema)
             self._table = table.replace_schema_metadata(notes) if (notes := self.notes()) else table
         return self._table
 
     def notes(self) -> dict[str, str]:
-        """What a file of these rows should say of them in its metadata, as far as it is known by now: whether groups
-        are left out. Empty where none is."""
-        end = self.end or self._told_withheld
-        if not (said := _sentences(end)):
+        """Return the metadata for a file of these rows, as far as known: whether groups are left out. Empty if none
+        are."""
+        end = self.end or self._announced
+        if not (sentences := _left_out_sentences(end)):
             return {}
-        return {"hanse.withheld": _withheld(end), "hanse.left_out": ". ".join(said)}
+        return {"hanse.withheld": _strongest_withheld(end), "hanse.left_out": ". ".join(sentences)}
 
     def to_reader(self) -> pa.RecordBatchReader:
-        """A reader for libraries that take one; constant memory."""
+        """Return a reader for libraries that take one; constant memory."""
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
 
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
-        """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
-        with extra("pandas"):  # before anything is read
-            import pandas  # noqa: F401  # Arrow makes the frame
+        """Return a pandas frame; `options` are those of `pyarrow.Table.to_pandas`. Raises: HanseError."""
+        with require_extra("pandas"):  # before any row is read
+            import pandas  # noqa: F401  # used by Arrow
 
         table = self.to_arrow()
-        columns = (_made(column) for batch in table.to_batches() for column in batch.columns)
-        bounded(filter(_is_object, columns), arrays=True, together=True)
-        with told_by_column(zip(table.column_names, table.columns, strict=True), lambda one: _overflow(one, options)):
+        columns = (_pandas_values(column) for batch in table.to_batches() for column in batch.columns)
+        refuse_oversized(filter(_is_object, columns), arrays=True, together=True)
+        with name_failing_column(
+            zip(table.column_names, table.columns, strict=True), lambda column: _raise_overflow(column, options)
+        ):
             return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
-        """A polars frame over the same memory where the types allow it."""
-        with extra("polars"):
+        """Return a polars frame over the same memory where the types allow it. Raises: HanseError."""
+        with require_extra("polars"):
             import polars
 
         frame = polars.from_arrow(self.to_arrow())
         return frame if isinstance(frame, polars.DataFrame) else frame.to_frame()
 
     def to_duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the same memory."""
-        with extra("duckdb"):
+        """Return a DuckDB relation over the same memory. Raises: HanseError."""
+        with require_extra("duckdb"):
             import duckdb
 
         return (connection or duckdb.connect()).from_arrow(self.to_arrow())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The Arrow PyCapsule interface: whoever takes it reads batch by batch, without copies."""
+        """Export by the Arrow PyCapsule interface: the consumer reads batch by batch, without copies."""
         source = self.to_reader() if self._table is None else self._table
         return source.__arrow_c_stream__(requested_schema)
 
     def close(self) -> None:
-        """Stop. The owner records that the stream was broken off, unless it was at its end."""
+        """Stop reading. The owner records the stream as broken off, unless it was at its end."""
         self._closed = True
         self._body.close()
         self._end_receipt()
@@ -403,71 +414,78 @@ class Stream:
         self.close()
 
 
-def withheld_of(told: Mapping[str, Any]) -> str:
-    """What an end record, or its part about an owner, says of groups that are left out. Earlier versions say true or
-    false, and the notes of their policies tell of groups; what is unknown counts as `possibly`."""
-    said = told.get("withheld")
-    if said is None or isinstance(said, bool):
-        notes = told.get("policy")
-        grouped = isinstance(notes, list) and any(word in str(one) for one in notes for word in _OF_GROUPS)
-        return _WITHHELD[2] if said else _WITHHELD[1 if grouped else 0]
-    return said if isinstance(said, str) and said in _WITHHELD else _WITHHELD[1]
+def read_withheld(record: Mapping[str, Any]) -> str:
+    """Return what an end record, or its part about an owner, states of groups that are left out.
+
+    Earlier versions send a boolean, and their policy notes mention groups; anything unknown counts as `possibly`.
+    """
+    withheld = record.get("withheld")
+    if withheld is None or isinstance(withheld, bool):
+        notes = record.get("policy")
+        grouped = isinstance(notes, list) and any(word in str(note) for note in notes for word in _OF_GROUPS)
+        return _WITHHELD[2] if withheld else _WITHHELD[1 if grouped else 0]
+    return withheld if isinstance(withheld, str) and withheld in _WITHHELD else _WITHHELD[1]
 
 
-def _withheld(end: Mapping[str, Any]) -> str:
-    """The strongest of what an end record says of the answer and of each owner."""
+def _strongest_withheld(end: Mapping[str, Any]) -> str:
+    """Return the strongest statement of an end record about the answer and each owner."""
     owners = end.get("owners")
-    each = [one for one in owners if isinstance(one, dict)] if isinstance(owners, list) else []
-    return max((withheld_of(one) for one in (end, *each)), key=_WITHHELD.index)
+    each = [owner for owner in owners if isinstance(owner, dict)] if isinstance(owners, list) else []
+    return max((read_withheld(record) for record in (end, *each)), key=_WITHHELD.index)
 
 
-def _sentences(end: Mapping[str, Any]) -> list[str]:
-    """What an end record says of groups that are left out; a sentence of ours where it has none."""
-    if _withheld(end) == _WITHHELD[0]:
+def _left_out_sentences(end: Mapping[str, Any]) -> list[str]:
+    """Return an end record's sentences about groups that are left out; a default sentence if it has none."""
+    if _strongest_withheld(end) == _WITHHELD[0]:
         return []
-    told = end.get("left_out")
-    said = [harmless(one[:1000]) for one in told if isinstance(one, str)] if isinstance(told, list) else []
-    return said or [_LEFT_OUT]
+    items = end.get("left_out")
+    texts = [escape_control(item[:1000]) for item in items if isinstance(item, str)] if isinstance(items, list) else []
+    return texts or [_LEFT_OUT]
 
 
-def check_whole(file: Any) -> None:
-    """Read a whole stream that was kept in a file. DigestMismatch where its end record names another digest than that
-    of the bytes before it, Broken for what is no Arrow stream, StreamIncomplete where it has no end record."""
-    messages = Messages(file)
+def check_file(file: Any) -> None:
+    """Read a stream from a file to its end.
+
+    Raises:
+        DigestMismatch: the end record has another digest than the bytes before it.
+        StreamIncomplete: there is no end record.
+        Broken: it is not an Arrow stream.
+    """
+    messages = CheckedBody(file)
     try:
         with pa.ipc.open_stream(messages) as reader:
             while True:
                 before = messages.digest.text()
                 _, metadata = reader.read_next_batch_with_custom_metadata()
                 if metadata is not None and END in metadata:
-                    return check_digest(_end_record(metadata[END]), before)
+                    return check_digest(_read_end_record(metadata[END]), before)
     except StopIteration:
-        raise StreamIncomplete("expected a stream with an end record, came one without; fetch it again") from None
+        raise StreamIncomplete("expected a stream with an end record, got one without; fetch it again") from None
     except (pa.ArrowException, EOFError, OSError) as error:
-        raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
+        raise Broken(f"expected an Arrow stream, got another form: {str(error).splitlines()[0][:200]}") from error
 
 
-def _made(column: pa.Array) -> pa.Array:
-    """The values that pandas makes: of a dictionary each once, named by its place."""
+def _pandas_values(column: pa.Array) -> pa.Array:
+    """Return the values that pandas creates: for a dictionary each one once."""
     return column.dictionary if pa.types.is_dictionary(column.type) else column
 
 
 def _is_object(column: pa.Array) -> bool:
-    """Whether pandas has each value as an object: not numbers and moments."""
+    """Return whether pandas stores each value as an object: anything but numbers and times."""
     return not pa.types.is_primitive(column.type)
 
 
-def _overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
-    """Raise what pandas has no form for: days and moments. What else fails is not of the column, but of the options."""
+def _raise_overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None:
+    """Raise the error of a date or time that pandas cannot represent. Other errors come from the options."""
     try:
         column.to_pandas(**{**options, "self_destruct": False})
     except (OverflowError, ValueError) as error:
         late = isinstance(error, OverflowError) or _OUT.search(str(error))
-        if late and any(map(pa.types.is_temporal, kinds(column.type))):
+        if late and any(map(pa.types.is_temporal, nested_types(column.type))):
             raise
 
 
-def _place(metadata: Any) -> Mapping[str, Any] | None:
+def _read_place(metadata: Any) -> Mapping[str, Any] | None:
     text = None if metadata is None else metadata.get(AT)
     if text is None:
         return None
@@ -477,18 +495,18 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
         place = None
     kinds = {"block": int, "cursor": str}
     if not isinstance(place, dict) or any(type(place.get(name)) is not kind for name, kind in kinds.items()):
-        raise Broken("the place of a batch cannot be read")
+        raise Broken("expected a batch's place with block and cursor, got another form")
     if not 0 < len(place["cursor"]) <= _CURSOR_MAX or not place["cursor"].isascii():
-        raise Broken(f"expected a cursor of 1 to {_CURSOR_MAX} letters and digits, came {len(place['cursor'])} signs")
+        raise Broken(f"expected a cursor of 1 to {_CURSOR_MAX} ASCII characters, got {len(place['cursor'])} characters")
     return place
 
 
-def _end_record(text: bytes) -> Mapping[str, Any]:
+def _read_end_record(text: bytes) -> Mapping[str, Any]:
     check_record(text)
     try:
         end = json.loads(text)
     except (ValueError, RecursionError):
         end = None
     if not isinstance(end, dict) or "status" not in end:
-        raise Broken("the stream's end record cannot be read")
+        raise Broken("expected an end record with a status, got another form")
     return end

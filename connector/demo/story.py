@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hanse
-from hanse.agreement import segment
+from hanse.agreement import quote_segment
 from hanse.audit import verify
 
 from connector.demo import training_job
@@ -283,7 +283,7 @@ def revoke(story: Story) -> None:
 
     def owner_revokes() -> None:
         owner = story.api("north")
-        agreement = segment(flights.agreement_id)
+        agreement = quote_segment(flights.agreement_id)
         asked.append(time.monotonic())
         owner.post(f"/agreements/{agreement}/revoke", {"reason": "the data protection officer asked for it"})
 

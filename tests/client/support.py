@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import xxhash
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset, Space
 
 from connector.infra.formats.digests import sealed
@@ -230,7 +230,7 @@ def owned(
         address = {"endpoint": f"{served.url}/owner", "ticket": "t", "expires": time.time() + 3600}
         served.routes["GET", "/transfers/t/address"] = address
         with Space(served.url, "token") as space:
-            yield Dataset(space, Access(Name("north", "people"), "urn:people", "a", "t", ""))
+            yield Dataset(space, TransferAccess(Name("north", "people"), "urn:people", "a", "t", ""))
 
 
 def chunked(pieces: Sequence[bytes], *, media: str = ARROW, last: bool = True, extra: str = "") -> Raw:

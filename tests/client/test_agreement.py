@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hanse import agreement, errors
-from hanse.agreement import DPV, Access, Call, Name
+from hanse.agreement import DPV, Call, Name, TransferAccess
 
 ID = "urn:hanse:north:flights"
 RESEARCH = DPV + "ScientificResearch"
@@ -28,7 +28,7 @@ class Clock:
         return self.time
 
 
-def play(answers: dict[str, Any], **options: Any) -> tuple[Access, list[str]]:
+def play(answers: dict[str, Any], **options: Any) -> tuple[TransferAccess, list[str]]:
     """Run `agree` against answers by `METHOD /path`; a list is one answer after the other, an exception is thrown."""
     clock = Clock()
     given: dict[str, Any] = {"purpose": RESEARCH, "offer": "", "seconds": 60.0, **options}
@@ -62,7 +62,7 @@ FRESH: dict[str, Any] = {
 
 def test_without_an_agreement_it_negotiates_and_starts() -> None:
     access, said = play(FRESH)
-    assert access == Access(Name("north", "flights"), ID, "agr:1", "trf:1", RESEARCH, NORTH)
+    assert access == TransferAccess(Name("north", "flights"), ID, "agr:1", "trf:1", RESEARCH, NORTH)
     assert said == [
         "GET /catalog",
         "GET /agreements",
@@ -120,7 +120,7 @@ def test_of_two_datasets_that_end_in_one_name_neither_is_taken_for_the_other() -
     with pytest.raises(errors.BadInput, match="north/<id>: urn:north:a:flights, urn:north:b:flights") as caught:
         play({**FRESH, **catalog})
     assert caught.value.code == "dataset_ambiguous"
-    steps = agreement.find(agreement.name_of("north/urn:north:b:flights"))
+    steps = agreement.find(agreement.parse_name("north/urn:north:b:flights"))
     next(steps)
     with pytest.raises(StopIteration) as done:
         steps.send(catalog["GET /catalog"])
@@ -141,7 +141,7 @@ def test_of_two_datasets_that_end_in_one_name_neither_is_taken_for_the_other() -
 )
 def test_a_name_is_that_of_the_dataset_whose_path_it_is_whatever_else_ends_in_it(ids: list[str], meant: str) -> None:
     """The catalogue shows it as the path of this one; where an owner answers with its whole list it was refused."""
-    steps = agreement.find(agreement.name_of("north/flights"))
+    steps = agreement.find(agreement.parse_name("north/flights"))
     next(steps)
     with pytest.raises(StopIteration if meant else errors.BadInput) as done:
         steps.send({**CATALOG, "dataset": [{"@id": one} for one in ids]})
@@ -290,14 +290,14 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], type[errors.HanseError
     ("an unknown dataset", {"GET /catalog": OTHER}, {}, errors.NotFound, "planes"),
     ("an empty catalog", {"GET /catalog": {"participantId": NORTH}}, {}, errors.NotFound, "it shows nothing"),
     ("nobody's catalog", {"GET /catalog": {}}, {}, errors.Broken, "participantId"),
-    ("no offer", {"GET /catalog": {**CATALOG, "dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for us"),
+    ("no offer", {"GET /catalog": {**CATALOG, "dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for this part"),
     ("another offer", {}, {"offer": "offer:7"}, errors.NotFound, "it has offer:1"),
     ("the owner says no", {NEGOTIATION: {"id": "neg:1", "state": "TERMINATED", "reason": "not members"}},
      {}, errors.NegotiationFailed, "not members"),
     ("nobody answers", {NEGOTIATION: {"id": "neg:1", "state": "REQUESTED"}}, {},
      errors.NegotiationPending, "the negotiation stays open"),
     ("we do not answer", {NEGOTIATION: {"id": "neg:1", "state": "OFFERED", "waits_for": "us", "reason": "unasked"}},
-     {}, errors.ApprovalNeeded, "waits for our own approval, not for north .unasked.; .*`hanse approve neg:1`"),
+     {}, errors.ApprovalNeeded, "waits for approval here, not at north .unasked.; .*`hanse approve neg:1`"),
     ("no transfer", {TRANSFER: {"id": "trf:1", "state": "TERMINATED", "code": "purpose_not_agreed"}}, {},
      errors.Refused, "does not start the transfer"),
     ("a slow transfer", {TRANSFER: {"id": "trf:1", "state": "REQUESTED"}}, {},
@@ -332,7 +332,9 @@ def test_an_agreement_without_an_offer_left_reports_why_it_was_refused() -> None
 
 def test_waiting_ends_when_the_time_is_up() -> None:
     clock = Clock()
-    steps = agreement.awaited("/negotiations", {"id": "n", "state": "REQUESTED"}, "FINALIZED", deadline=45.0, now=clock)
+    steps = agreement.poll_until(
+        "/negotiations", {"id": "n", "state": "REQUESTED"}, "FINALIZED", deadline=45.0, now=clock
+    )
     waits, state = [], ""
     try:
         call = next(steps)
@@ -357,15 +359,15 @@ def test_waiting_ends_when_the_time_is_up() -> None:
     ],
 )
 def test_names_are_read_as_people_and_as_sql_write_them(text: str, name: Name) -> None:
-    assert agreement.name_of(text) == name
+    assert agreement.parse_name(text) == name
 
 
 @pytest.mark.parametrize("text", ["", "flights", "/", "north/", "/flights", '""/x'])
 def test_a_name_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(errors.BadInput, match="north/flights"):
-        agreement.name_of(text)
+        agreement.parse_name(text)
 
 
 @pytest.mark.parametrize(("purpose", "full"), [("dpv:X", DPV + "X"), ("", ""), ("https://x/y", "https://x/y")])
 def test_purposes_travel_in_full(purpose: str, full: str) -> None:
-    assert agreement.iri(purpose) == full
+    assert agreement.expand_purpose(purpose) == full

@@ -21,23 +21,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_arguments_go_before_environment_before_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     config.keep("http://kept:1", "kept")
-    assert config.found().url == "http://kept:1"
-    assert config.found().token == "kept"
+    assert config.find_connection().url == "http://kept:1"
+    assert config.find_connection().token == "kept"
     monkeypatch.setenv("HANSE_URL", "http://env:2/")
     monkeypatch.setenv("HANSE_TOKEN", "env")
-    assert (config.found().url, config.found().token) == ("http://env:2", "env")
-    found = config.found(url="http://given:3", token="given")
+    assert (config.find_connection().url, config.find_connection().token) == ("http://env:2", "env")
+    found = config.find_connection(url="http://given:3", token="given")
     assert (found.url, found.token) == ("http://given:3", "given")
 
 
 def test_with_nothing_given_it_is_the_usual_address_without_a_token() -> None:
-    assert config.found() == config.Where(config.DEFAULT_URL, "", "nowhere")
+    assert config.find_connection() == config.Connection(config.DEFAULT_URL, "", "nowhere")
 
 
 def test_a_kept_token_never_goes_to_another_address() -> None:
     config.keep("http://kept:1", "kept")
-    assert config.found(url="http://other:2").token == ""
-    assert config.found(url="http://kept:1/").token == "kept"
+    assert config.find_connection(url="http://other:2").token == ""
+    assert config.find_connection(url="http://kept:1/").token == "kept"
 
 
 def test_what_is_kept_is_readable_by_its_owner_only() -> None:
@@ -45,14 +45,14 @@ def test_what_is_kept_is_readable_by_its_owner_only() -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o640)
     with pytest.raises(BadInput, match="chmod 600"):
-        config.found()
+        config.find_connection()
 
 
 def test_it_can_be_forgotten() -> None:
     config.keep("http://kept:1", "kept")
     assert config.forget()
     assert not config.forget()
-    assert config.found().token == ""
+    assert config.find_connection().token == ""
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
@@ -60,7 +60,7 @@ def test_a_damaged_file_is_a_clear_error(text: str) -> None:
     file = config.keep("http://kept:1", "kept")
     file.write_text(text)
     with pytest.raises(BadInput, match="log in again"):
-        config.found()
+        config.find_connection()
 
 
 def test_its_place_can_be_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

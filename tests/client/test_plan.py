@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hanse._transport import api
 from hanse.errors import BadInput, Broken, HanseError
-from hanse.loaders.epoch_order import place
+from hanse.loaders.epoch_order import read_place
 
 from tests.client.support import SCHEMA, connector, owned
 
@@ -28,7 +28,7 @@ OTHERS: list[dict[str, Any]] = [
 def test_a_plan_in_another_form_is_broken(other: dict[str, Any]) -> None:
     with (
         owned(None, rows=[2], otherwise=other) as dataset,
-        pytest.raises(Broken, match=r"^north/people: .*(another form|not Arrow|as its blocks)"),
+        pytest.raises(Broken, match=r"^north/people: .*(another form|an Arrow stream|as its blocks)"),
     ):
         dataset.loader()
 
@@ -37,12 +37,12 @@ PLACES: list[tuple[tuple[Any, Any], str]] = [
     ((0, 4), "4 rows of a block that has 3"),
     ((1, 3), "3 rows of a block that has 2"),
     ((0, 999), "999 rows of a block that has 3"),
-    ((0, -5), "shard_example_idx to be at least 0, came -5"),
+    ((0, -5), "shard_example_idx to be at least 0, got -5"),
     ((9, 0), "0 rows of block 9 of 2"),
     ((2, 1), "1 rows of block 2 of 2"),
-    ((-1, 0), "shard_idx to be at least 0, came -1"),
-    (("1", 0), "shard_idx to be a whole number, came '1'"),
-    ((None, 0), "shard_idx to be a whole number, came None"),
+    ((-1, 0), "shard_idx to be at least 0, got -1"),
+    (("1", 0), "shard_idx to be a whole number, got '1'"),
+    ((None, 0), "shard_idx to be a whole number, got None"),
 ]
 
 
@@ -51,9 +51,9 @@ def test_a_place_of_hugging_face_that_no_state_has_is_refused(wrong: tuple[Any, 
     with owned(None, rows=[2, 5, 3]) as dataset:
         plan = dataset.plan()
     for at in [(0, 0), (0, 3), (1, 0), (1, 2), (2, 0)]:
-        assert place({"shard_idx": at[0], "shard_example_idx": at[1]}, plan, [2, 0]) == at
+        assert read_place({"shard_idx": at[0], "shard_example_idx": at[1]}, plan, [2, 0]) == at
     with pytest.raises(BadInput, match=told):
-        place({"shard_idx": wrong[0], "shard_example_idx": wrong[1]}, plan, [2, 0])
+        read_place({"shard_idx": wrong[0], "shard_example_idx": wrong[1]}, plan, [2, 0])
 
 
 @pytest.mark.parametrize("status", [200, 500])
@@ -66,6 +66,6 @@ def test_an_answer_of_too_many_values_is_not_taken_apart(
     with connector({("POST", "/"): answer, ("GET", "/self"): answer}) as served:
         text = "more than 1000 values" if status == 200 else "status 500"  # its bytes are too few for as many
         with pytest.raises(HanseError, match=text):
-            api.ask_at(served.url, "t", {}, seconds=5)
+            api.post_small(served.url, "t", {}, seconds=5)
         with pytest.raises(HanseError, match="more than 1000 values"):
             api.Api(served.url, "t").get("/self")

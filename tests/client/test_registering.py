@@ -49,8 +49,8 @@ def test_interrupted_it_stops_the_registration_and_says_so(
 ) -> None:
     routes = {("DELETE", "/registrations/parts"): None, ("GET", "/registrations/parts"): {"state": "stopped"}}
     with connector(routes) as served:
-        monkeypatch.setattr(connection.GIVEN, "url", served.url)
-        monkeypatch.setattr(connection.GIVEN, "token", "t")
+        monkeypatch.setattr(connection.GLOBAL_OPTIONS, "url", served.url)
+        monkeypatch.setattr(connection.GLOBAL_OPTIONS, "token", "t")
         space = connection.space()
         done = space.api.do
 
@@ -62,6 +62,6 @@ def test_interrupted_it_stops_the_registration_and_says_so(
         monkeypatch.setattr(space.api, "do", interrupted)
         monkeypatch.setattr(dataset, "space", lambda: space)
         with pytest.raises(KeyboardInterrupt):
-            dataset._registered("parts", "/datasets", {})
+            dataset._register("parts", "/datasets", {})
         assert served.calls() == ["DELETE /registrations/parts", "GET /registrations/parts"]
     assert "the registration of parts is stopped" in capfd.readouterr().err

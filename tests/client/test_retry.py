@@ -15,10 +15,10 @@ from hanse.errors import (
     StreamFailed,
     StreamIncomplete,
     Unreachable,
-    of_end,
-    of_problem,
+    error_from_end,
+    error_from_problem,
 )
-from hanse.retry import Patience, passes
+from hanse.retry import Patience, is_temporary
 
 from tests.client.support import Asked, owned
 
@@ -29,20 +29,20 @@ from tests.client.support import Asked, owned
         (StreamFailed("x", code="worker_crashed"), True),
         (StreamFailed("x", code="file_unavailable"), True),
         (StreamFailed("x", code="busy"), True),
-        (of_problem(500, {"code": "worker_crashed", "detail": "try again"}, where="owner"), True),
-        (of_problem(500, {"code": "engine_failed", "detail": "no"}, where="owner"), False),
+        (error_from_problem(500, {"code": "worker_crashed", "detail": "try again"}, where="owner"), True),
+        (error_from_problem(500, {"code": "engine_failed", "detail": "no"}, where="owner"), False),
         (Broken("not the protocol"), False),
         (StreamIncomplete("it stopped"), True),
         (Busy("later"), True),
-        (of_problem(429, {"code": "quota_spent", "detail": "no more"}, where="owner"), False),
+        (error_from_problem(429, {"code": "quota_spent", "detail": "no more"}, where="owner"), False),
         (AccessRevoked("over", code="revoked"), False),
-        (of_end({"status": "refused", "code": "not_in_force", "reason": "the agreement ended"}), False),
-        (of_end({"status": "lease_expired"}), True),
+        (error_from_end({"status": "refused", "code": "not_in_force", "reason": "the agreement ended"}), False),
+        (error_from_end({"status": "lease_expired"}), True),
     ],
     ids=lambda value: getattr(value, "code", None),
 )
 def test_what_a_second_attempt_may_not_have_is_waited_out(error: HanseError, expected: bool) -> None:
-    assert passes(error) is expected
+    assert is_temporary(error) is expected
 
 
 @pytest.mark.parametrize("patience", [5.0, 30.0, 120.0, 150.0, 240.0, 600.0])
@@ -61,20 +61,20 @@ def test_silence_and_all_attempts_together_are_the_patience(patience: float) -> 
         raise Unreachable("nothing").after(silent)
 
     with pytest.raises(Unreachable):
-        waiting.outlast(asked)
+        waiting.retry(asked)
     assert patience <= clock[0] < patience + 1
 
 
 def test_what_ends_its_process_each_time_is_given_up_on() -> None:
     patience, crashed = Patience(sleep=lambda _: None), StreamFailed("x", code="worker_crashed")
     for _ in range(4):
-        patience.bear(crashed)
-    patience.rest()  # a row came
+        patience.pause_or_raise(crashed)
+    patience.reset()  # a row came
     for _ in range(4):
-        patience.bear(crashed)
-        patience.bear(Busy("later"))
+        patience.pause_or_raise(crashed)
+        patience.pause_or_raise(Busy("later"))
     with pytest.raises(StreamFailed):
-        patience.bear(crashed)
+        patience.pause_or_raise(crashed)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_pause_is_as_long_as_the_server_asks_and_no_longer_than_the_patience(
     told: Any, least: float, most: float
 ) -> None:
     pauses: list[float] = []
-    refused = of_problem(429, {"code": "queries_max", "detail": "later", "retry_after": told}, where="owner")
-    Patience(100, sleep=pauses.append, now=lambda: 0.0).bear(refused)
+    refused = error_from_problem(429, {"code": "queries_max", "detail": "later", "retry_after": told}, where="owner")
+    Patience(100, sleep=pauses.append, now=lambda: 0.0).pause_or_raise(refused)
     assert least <= pauses[0] <= most
 
 
@@ -96,12 +96,12 @@ def test_who_has_no_patience_still_waits_for_an_answer() -> None:
 def test_an_attempt_that_follows_has_what_is_left_of_the_patience_and_a_row_gives_all_of_it_back() -> None:
     clock = [0.0]
     waiting = Patience(100, sleep=lambda _: None, now=lambda: clock[0])
-    waiting.bear(Unreachable("down"))
+    waiting.pause_or_raise(Unreachable("down"))
     clock[0] = 70.0
     assert waiting.silence == 30
-    assert waiting.rest()
+    assert waiting.reset()
     assert waiting.silence == 100
-    assert not waiting.rest()
+    assert not waiting.reset()
 
 
 def test_an_owner_that_accepts_and_says_nothing_is_borne_for_as_long_as_was_asked_for() -> None:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 from hanse import errors
 from hanse._transport import http_stream
-from hanse._transport.api import ask_at
-from hanse._transport.http_stream import Request
+from hanse._transport.api import post_small
+from hanse._transport.http_stream import HttpRequest
 from hanse.retry import Patience
 from hanse.stream import Stream
 
@@ -35,7 +35,9 @@ WHOLE = ipc(BATCHES, complete(ROWS, policy=["row filter"], owners=[{"owner": "no
 
 def read(answer: Any, *, idle_seconds: float = 60.0, **options: Any) -> Stream:
     with connector({("GET", "/rows"): answer}) as served:
-        stream = Stream(http_stream.ask(Request("GET", f"{served.url}/rows", idle_seconds=idle_seconds)), **options)
+        stream = Stream(
+            http_stream.open_stream(HttpRequest("GET", f"{served.url}/rows", idle_seconds=idle_seconds)), **options
+        )
         stream.to_arrow()
         return stream
 
@@ -49,7 +51,7 @@ def test_a_batch_in_one_chunk_is_read_without_a_copy() -> None:
     big = pa.record_batch([pa.array(range(300_000), pa.int64()), pa.nulls(300_000, pa.string())], schema=SCHEMA)
     before = pa.total_allocated_bytes()
     with connector({("GET", "/"): chunked(ipc([big], complete(300_000)))}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         got = next(iter(stream))
         held = pa.total_allocated_bytes() - before
         stream.close()
@@ -62,7 +64,7 @@ def test_memory_for_what_stays_is_apart_and_each_goes_by_itself(monkeypatch: pyt
     if not huge:
         monkeypatch.setattr(http_stream, "mmap", changed(mmap, without=["MADV_HUGEPAGE"]))
     sizes = [0, 1, 65, 3_000_000, 2 * 2**20, 100_000_000, 5]
-    buffers = [http_stream.kept(size) for size in sizes]
+    buffers = [http_stream.allocate_lasting(size) for size in sizes]
     for number, buffer in enumerate(buffers):
         memoryview(buffer).cast("B")[:] = bytes([number]) * buffer.size
     assert [buffer.to_pybytes() for buffer in buffers] == [bytes([n]) * size for n, size in enumerate(sizes)]
@@ -102,10 +104,10 @@ def test_lists_of_the_end_record_that_are_none_are_broken(name: str, value: Any)
 )
 def test_a_stream_is_shown_as_complete_only_where_it_was(end: Any, told: str) -> None:
     with connector({("GET", "/"): chunked(ipc(BATCHES, end))}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         with suppress(errors.HanseError):
             stream.to_arrow()
-    assert repr(stream) == f"<Stream, columns age, name, {told}, {ROWS} rows came>"
+    assert repr(stream) == f"<Stream, columns age, name, {told}, {ROWS} rows read>"
 
 
 def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None:
@@ -117,9 +119,9 @@ def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None
 
 
 CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
-    ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "without saying that it was complete"),
+    ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "expected an end record, got none"),
     ("cut at a batch, cleanly framed", chunked(WHOLE[:1]), errors.StreamIncomplete, "stopped after 3 rows"),
-    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "not Arrow"),
+    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "expected an Arrow"),
     ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),
     ("connection lost in a chunk", Raw(chunked(WHOLE).data[:1500]), errors.Unreachable, "closed the connection"),
     ("fewer rows than the end says", chunked(ipc(BATCHES, complete(9999))), errors.StreamIncomplete, "9999 rows"),
@@ -133,8 +135,8 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
      errors.Refused, "over"),
     ("failed", chunked(ipc([], {"status": "error", "code": "out_of_memory"})), errors.StreamFailed, "ended early"),
     ("a new status", chunked(ipc([], {"status": "later"})), errors.StreamFailed, "later"),
-    ("not Arrow", chunked([b"hello" * 100]), errors.Broken, "not Arrow"),
-    ("nothing", chunked([]), errors.Broken, "not Arrow"),
+    ("not Arrow", chunked([b"hello" * 100]), errors.Broken, "without its marker"),
+    ("nothing", chunked([]), errors.Broken, "expected an Arrow stream"),
     ("JSON instead", chunked([b"{}"], media="application/json"), errors.Broken, "expected an Arrow stream"),
     ("packed again", chunked(WHOLE, extra="content-encoding: gzip\r\n"), errors.Broken, "compressed"),
     ("ends with the connection", Raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.apache.arrow.stream\r\n\r\n"),
@@ -142,7 +144,7 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("redirect", Raw(b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n"), errors.Broken, "redirect"),
     ("another protocol", Raw(b"SSH-2.0-OpenSSH_9\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("a huge chunk", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"ffffffff\r\n"), errors.Broken, "more than"),
-    ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "message of"),
+    ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "of at most"),
     ("a status of other digits", Raw(b"HTTP/1.1 2\xb20 OK\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("no chunk size", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"-1\r\n"), errors.Broken, "size of a chunk"),
     ("a longer chunk than said", Raw(chunked(WHOLE[:1]).data.replace(b"0\r\n\r\n", b"xx")), errors.HanseError, "."),
@@ -163,7 +165,7 @@ def test_rows_that_came_before_the_end_are_not_lost() -> None:
     answer = chunked(ipc(BATCHES, {"status": "revoked", "reason": "no more", "rule": "/permission/0", "rows": ROWS}))
     seen: list[pa.RecordBatch] = []
     with connector({("GET", "/"): answer}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         with pytest.raises(errors.AccessRevoked) as caught:
             seen.extend(stream)
     assert seen == BATCHES
@@ -208,14 +210,14 @@ def test_corrupt_values_are_found_before_anybody_uses_them() -> None:
 
 
 def test_a_silent_owner_is_given_up_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.Unreachable, match="said nothing"):
-        http_stream.ask(Request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", idle_seconds=0.1))
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.Unreachable, match="sent nothing"):
+        http_stream.open_stream(HttpRequest("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", idle_seconds=0.1))
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), 1e12])
 def test_patience_that_nothing_can_have_is_refused_before_anything_is_asked(seconds: float) -> None:
     with connector() as served, pytest.raises(errors.BadInput, match="expected idle_seconds above 0"):
-        http_stream.ask(Request("GET", served.url, idle_seconds=seconds))
+        http_stream.open_stream(HttpRequest("GET", served.url, idle_seconds=seconds))
     assert not served.asked
 
 
@@ -232,7 +234,7 @@ HEAD += b"\r\n\r\n"
 def test_an_owner_that_sends_a_byte_now_and_then_is_given_up_on(before: bytes, after: bytes, pause: float) -> None:
     pieces = [before] + [after[at : at + 1] for at in range(len(after))]
     with dripping(pieces, pause=pause) as url, pytest.raises(errors.Unreachable, match="next to nothing"):
-        Stream(http_stream.ask(Request("GET", url, idle_seconds=0.1))).to_arrow()
+        Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=0.1))).to_arrow()
 
 
 @pytest.mark.parametrize("size", [1, 1000])
@@ -241,7 +243,7 @@ def test_a_plan_of_which_a_little_comes_now_and_then_is_given_up_on(size: int) -
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     pieces = [head, *recut([body], size)]
     with dripping(pieces, pause=0.03) as url, pytest.raises(errors.Unreachable, match="next to nothing"):
-        ask_at(url, "ticket", {}, seconds=0.5)
+        post_small(url, "ticket", {}, seconds=0.5)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -250,13 +252,13 @@ def test_a_small_answer_that_ends_with_its_connection_is_read_whole(version: str
         return dripping([f"HTTP/{version} {status}\r\n\r\n".encode(), *recut([body], 7)], pause=0.01)
 
     with said("200 OK", b'{"a": "plan"}') as url:
-        assert ask_at(url, "ticket", {}, seconds=5) == {"a": "plan"}
+        assert post_small(url, "ticket", {}, seconds=5) == {"a": "plan"}
     with said("200 OK", b'{"a": "pl') as url, pytest.raises(errors.Broken, match="expected JSON"):
-        ask_at(url, "ticket", {}, seconds=5)
+        post_small(url, "ticket", {}, seconds=5)
     with said("403 No", b'{"code": "revoked", "detail": "over"}') as url, pytest.raises(errors.Refused, match="over"):
-        http_stream.ask(Request("GET", url, idle_seconds=5))
+        http_stream.open_stream(HttpRequest("GET", url, idle_seconds=5))
     with said("200 OK", b"x" * 50) as url, pytest.raises(errors.Broken, match="at most 40 bytes"):
-        http_stream.whole(Request("GET", url, idle_seconds=5), most=40)
+        http_stream.read_whole(HttpRequest("GET", url, idle_seconds=5), most=40)
 
 
 SHORT = {
@@ -270,8 +272,8 @@ SHORT = {
     ],
 }
 ASK: dict[str, Callable[[str], Any]] = {
-    "a stream": lambda url: http_stream.ask(Request("GET", url, idle_seconds=0.5)),
-    "a plan": lambda url: ask_at(url, "ticket", {}, seconds=0.5),
+    "a stream": lambda url: http_stream.open_stream(HttpRequest("GET", url, idle_seconds=0.5)),
+    "a plan": lambda url: post_small(url, "ticket", {}, seconds=0.5),
 }
 
 
@@ -288,7 +290,7 @@ def test_an_owner_that_seldom_has_a_batch_is_read_to_the_end() -> None:
     """Few bytes, each batch whole at once, and the mark of its chunk's end with it or later."""
     chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in WHOLE]
     with dripping([HEAD, *chunks, b"0\r\n\r\n"], pause=0.3) as url:
-        stream = Stream(http_stream.ask(Request("GET", url, idle_seconds=1.0)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=1.0)))
         assert stream.to_arrow().num_rows == ROWS
 
 
@@ -296,7 +298,7 @@ def test_nobody_there_is_said_plainly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(errors.Unreachable, match=f"no connection to 127.0.0.1:{port}"):
-        http_stream.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=60))
+        http_stream.open_stream(HttpRequest("GET", f"http://127.0.0.1:{port}/", idle_seconds=60))
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy"])
@@ -310,7 +312,7 @@ def test_a_host_that_only_a_proxy_would_find_is_said_to_be_reached_without_one(
         if named:
             monkeypatch.setenv(name, "http://proxy.invalid:3128")
         with pytest.raises(errors.Unreachable, match=r"no connection to owner\.invalid:80: ") as caught:
-            http_stream.ask(Request("GET", "http://owner.invalid/", idle_seconds=60))
+            http_stream.open_stream(HttpRequest("GET", "http://owner.invalid/", idle_seconds=60))
         assert (f"{name} names a proxy" in str(caught.value)) == named
 
 
@@ -320,12 +322,12 @@ def test_a_host_that_only_a_proxy_would_find_is_said_to_be_reached_without_one(
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(errors.Broken, match="expected an address"):
-        http_stream.ask(Request("GET", url))
+        http_stream.open_stream(HttpRequest("GET", url))
 
 
 def test_a_token_cannot_add_headers() -> None:
     with connector() as served, pytest.raises(errors.Broken, match="line break"):
-        http_stream.ask(Request("GET", served.url, headers={"authorization": "Bearer x\r\nhost: other"}))
+        http_stream.open_stream(HttpRequest("GET", served.url, headers={"authorization": "Bearer x\r\nhost: other"}))
 
 
 def test_every_library_takes_the_rows() -> None:
@@ -356,7 +358,7 @@ def test_a_library_that_is_not_there_is_named_with_its_extra_and_nothing_is_read
 
 def test_a_stream_is_taken_batch_by_batch_over_the_c_interface() -> None:
     with connector({("GET", "/"): chunked(WHOLE)}) as served:
-        reader = pa.RecordBatchReader.from_stream(Stream(http_stream.ask(Request("GET", served.url))))
+        reader = pa.RecordBatchReader.from_stream(Stream(http_stream.open_stream(HttpRequest("GET", served.url))))
         assert [one.num_rows for one in reader] == [3, 490, 1]
 
 
@@ -369,8 +371,8 @@ def test_what_goes_on_with_other_columns_is_no_part_of_a_stream() -> None:
         ("GET", "/b"): chunked(ipc([small], complete(100), schema=other)),
     }
     with connector(routes) as served:
-        first, second = (Request("GET", f"{served.url}/{name}") for name in "ab")
-        stream = Stream(http_stream.ask(first), reopen=lambda _: http_stream.ask(second))
+        first, second = (HttpRequest("GET", f"{served.url}/{name}") for name in "ab")
+        stream = Stream(http_stream.open_stream(first), reopen=lambda _: http_stream.open_stream(second))
         with pytest.raises(Exception, match="columns and types"):
             pa.RecordBatchReader.from_stream(stream).read_all()
     assert isinstance(stream.error, errors.Broken)
@@ -379,7 +381,7 @@ def test_what_goes_on_with_other_columns_is_no_part_of_a_stream() -> None:
 @pytest.mark.parametrize("sent", [ipc([], None)[0][:-40], b"none of Arrow's"], ids=["cut", "other"])
 def test_what_begins_as_no_stream_is_hung_up_on_though_its_error_is_kept(sent: bytes) -> None:
     with connector({("GET", "/"): chunked([sent])}) as served:
-        answer = http_stream.ask(Request("GET", served.url))
+        answer = http_stream.open_stream(HttpRequest("GET", served.url))
         with pytest.raises(errors.HanseError):
             Stream(answer)
         assert answer.body.closed
@@ -388,7 +390,7 @@ def test_what_begins_as_no_stream_is_hung_up_on_though_its_error_is_kept(sent: b
 def test_a_stream_that_another_thread_closes_ends_at_once() -> None:
     begun = HEAD + chunked(WHOLE[:1], last=False).data[len(HEAD) :]
     with dripping([begun, b""], pause=30) as url:
-        stream = Stream(http_stream.ask(Request("GET", url, idle_seconds=30)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=30)))
         closing = threading.Timer(0.2, stream.close)
         closing.start()
         since = time.monotonic()
@@ -410,7 +412,7 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.parametrize("batches", [0, 1])
 def test_a_stream_that_is_forgotten_lets_its_connection_go_at_once(batches: int) -> None:
     with dripping([HEAD + chunked(WHOLE[:2], last=False).data[len(HEAD) :], b""], pause=30) as url:
-        stream = Stream(http_stream.ask(Request("GET", url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", url)))
         for _ in zip(range(batches), stream, strict=False):
             pass
         connection = weakref.ref(stream._body._wire)
@@ -421,7 +423,7 @@ def test_a_stream_that_is_forgotten_lets_its_connection_go_at_once(batches: int)
 def test_a_process_that_was_forked_closes_its_own_end_alone() -> None:
     rest = chunked(WHOLE).data[len(HEAD) :]
     with dripping([HEAD + rest[: len(rest) // 2], rest[len(rest) // 2 :]], pause=0.5) as url:
-        stream = Stream(http_stream.ask(Request("GET", url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", url)))
         if not (child := os.fork()):
             stream.close()
             os._exit(0)
@@ -433,8 +435,10 @@ def test_a_process_that_was_forked_closes_its_own_end_alone() -> None:
 def test_a_stream_that_is_closed_while_it_is_read_does_not_go_on(again: bool) -> None:
     at = {"block": 0, "cursor": "c"}
     with connector({("GET", "/"): chunked(ipc(BATCHES, None, places=[at] * 3)[:-1], last=False)}) as served:
-        request = Request("GET", served.url)
-        stream = Stream(http_stream.ask(request), reopen=(lambda _: http_stream.ask(request)) if again else None)
+        request = HttpRequest("GET", served.url)
+        stream = Stream(
+            http_stream.open_stream(request), reopen=(lambda _: http_stream.open_stream(request)) if again else None
+        )
         batches = iter(stream)
         next(batches)
         stream.close()
@@ -447,14 +451,14 @@ def test_a_stream_that_is_closed_gives_nothing_though_it_has_come() -> None:
     one = chunked([b"".join(WHOLE)])  # all of it is there with the first batch
     with connector({("GET", "/"): one}) as served:
         for given in range(2):
-            stream = Stream(http_stream.ask(Request("GET", served.url)))
+            stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
             with stream:
                 batches = iter(stream)
                 for _ in range(given):
                     next(batches)
             with pytest.raises(errors.BadInput, match=f"was closed {'while' if given else 'before'} it was read"):
                 next(batches)
-        with Stream(http_stream.ask(Request("GET", served.url))) as unread:
+        with Stream(http_stream.open_stream(HttpRequest("GET", served.url))) as unread:
             pass
         with pytest.raises(errors.BadInput, match="closed before it was read"):
             unread.to_arrow()
@@ -463,13 +467,13 @@ def test_a_stream_that_is_closed_gives_nothing_though_it_has_come() -> None:
 def test_a_stream_that_is_closed_before_it_is_there_again_asks_no_more() -> None:
     asked = []
 
-    def again(_: Any) -> http_stream.Answer:
+    def again(_: Any) -> http_stream.HttpReply:
         asked.append(stream.close())
         raise errors.Unreachable("no connection")
 
     at = {"block": 0, "cursor": "c"}
     with connector({("GET", "/"): chunked(ipc(BATCHES, None, places=[at] * 3)[:-1], last=False)}) as served:
-        answer = http_stream.ask(Request("GET", served.url))
+        answer = http_stream.open_stream(HttpRequest("GET", served.url))
         stream = Stream(answer, reopen=again, patience=Patience(seconds=0.5))
         with pytest.raises(errors.BadInput, match="closed while it was read"):
             list(stream)
@@ -478,7 +482,7 @@ def test_a_stream_that_is_closed_before_it_is_there_again_asks_no_more() -> None
 
 def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> None:
     with connector({("GET", "/"): chunked(ipc(BATCHES, {"status": "revoked", "reason": "no more"}))}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         with pytest.raises(Exception, match="no more"):
             pa.RecordBatchReader.from_stream(stream).read_all()
     assert isinstance(stream.error, errors.AccessRevoked)
@@ -486,7 +490,7 @@ def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> No
 
 def test_a_stream_is_read_once() -> None:
     with connector({("GET", "/"): chunked(WHOLE)}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         assert sum(one.num_rows for one in stream) == ROWS
         with pytest.raises(errors.BadInput, match="read already"):
             list(stream)
@@ -495,7 +499,7 @@ def test_a_stream_is_read_once() -> None:
 def test_memory_stays_at_a_few_batches_however_long_the_stream() -> None:
     one = batch(*range(20_000))
     with connector({("GET", "/"): chunked(ipc([one] * 50, complete(50 * 20_000)))}) as served:
-        stream = Stream(http_stream.ask(Request("GET", served.url)))
+        stream = Stream(http_stream.open_stream(HttpRequest("GET", served.url)))
         before, most = pa.total_allocated_bytes(), 0
         for _ in stream:
             most = max(most, pa.total_allocated_bytes() - before)

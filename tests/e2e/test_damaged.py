@@ -11,7 +11,7 @@ from typing import Any
 
 import hanse
 import pytest
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.audit.match import AGREE, DIFFER, match
 from hanse.client import Dataset
 
@@ -76,7 +76,9 @@ def test_one_damaged_byte_is_found_by_each_reader_and_by_the_auditor(tmp_path: P
         dataset, offer = north.publish("air", rows=ROWS)
         agreement, transfer = south.agree(north, dataset, offer)
         with hanse.connect(f"http://127.0.0.1:{south.management_port}", south.token) as space:
-            air = Dataset(space, Access(Name("north", "air"), dataset, agreement, transfer, "", north.participant))
+            air = Dataset(
+                space, TransferAccess(Name("north", "air"), dataset, agreement, transfer, "", north.participant)
+            )
             assert air.stream().to_arrow().num_rows == ROWS
             before_north.alter = once(*IDS)
             with pytest.raises(hanse.DigestMismatch):

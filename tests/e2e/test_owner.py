@@ -90,9 +90,9 @@ def test_a_preview_shows_what_a_partner_would_see_and_is_recorded(owner: Any, ru
     italy = owner.get("/datasets/visits/preview", **{"as": south})
     assert (italy["permitted"], italy["rows"]) == (False, [])
     assert sum("observed IT" in line for line in italy["explanation"] if line.startswith("Because")) == 1
-    with pytest.raises(BadInput, match="the DID of a party, came 'forge'"):
+    with pytest.raises(BadInput, match="the DID of a party, got 'forge'"):
         owner.get("/datasets/visits/preview", **{"as": "forge"})
-    with pytest.raises(BadInput, match="the DID of a party, came 'forge'"):
+    with pytest.raises(BadInput, match="the DID of a party, got 'forge'"):
         owner.post("/policies/test", {"form": ROWS, "participant": "forge"})
     events = owner.get("/audit/events", kind="ReadStarted", limit=20)["records"]
     assert any(forge in str(record) and "preview" in str(record) for record in events)

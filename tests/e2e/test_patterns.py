@@ -178,7 +178,7 @@ def step_read(walk: Walk, step: Json) -> None:
         given = {name: text for name, text in step["read"].items() if text}
         got = fetch(f"{address['endpoint']}/datasets/patterns/rows?{urlencode(given)}", address["ticket"])
     if "refused" in step:
-        assert isinstance(got, dict), f"expected {step['refused']}, came {got}"
+        assert isinstance(got, dict), f"expected {step['refused']}, got {got}"
         assert step["refused"] in ("*", got["code"]), got
         assert step.get("says", "") in got["detail"], got["detail"]
         return

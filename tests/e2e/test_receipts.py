@@ -12,7 +12,7 @@ from typing import Any
 import hanse
 import pytest
 from hanse._transport import http_stream
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.audit.match import AGREE, CUT, DIFFER, NO_RECEIPT, NO_RECORD, Match, match
 from hanse.cli import main
 from hanse.client import Dataset
@@ -51,8 +51,8 @@ def worked(of: Dataset) -> None:
 def by_hand(owner: Process, reader: Process, transfer: str) -> None:
     """A whole read without the SDK."""
     address = reader.api().get(f"/transfers/{transfer}/address")
-    http_stream.ask(
-        http_stream.Request("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
+    http_stream.open_stream(
+        http_stream.HttpRequest("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
     ).body.rest(2**30)
 
 
@@ -77,7 +77,9 @@ def test_both_logs_say_the_same_of_each_read_and_a_forged_one_is_contradicted(
         dataset, offer = north.publish("air", rows=ROWS)
         agreement, transfer = south.agree(north, dataset, offer)
         with hanse.connect(f"http://127.0.0.1:{south.management_port}", south.token) as space:
-            air = Dataset(space, Access(Name("north", "air"), dataset, agreement, transfer, "", north.participant))
+            air = Dataset(
+                space, TransferAccess(Name("north", "air"), dataset, agreement, transfer, "", north.participant)
+            )
             assert air.stream().to_arrow().num_rows == ROWS
             assert sum(one.num_rows for one in air.loader(seed=7, batch_size=10_000)) == ROWS
             assert air.query('SELECT count(*) AS n FROM "north".air').to_arrow().to_pylist() == [{"n": ROWS}]
@@ -162,7 +164,9 @@ def test_a_read_that_is_resumed_has_a_receipt_of_each_part(tmp_path: Path) -> No
         dataset, offer = north.publish("air", rows=ROWS)
         agreement, transfer = south.agree(north, dataset, offer)
         with hanse.connect(f"http://127.0.0.1:{south.management_port}", south.token) as space:
-            air = Dataset(space, Access(Name("north", "air"), dataset, agreement, transfer, "", north.participant))
+            air = Dataset(
+                space, TransferAccess(Name("north", "air"), dataset, agreement, transfer, "", north.participant)
+            )
             with air.stream(batch_rows=500) as stream:
                 batches = iter(stream)
                 rows = next(batches).num_rows

@@ -26,10 +26,10 @@ def test_every_row_comes_once_and_in_order_whatever_befalls() -> None:
     [
         ([1, 2, 3, 4], True, ""),
         ([1, 2], False, ""),
-        ([1, 2], True, "expected 4 rows, came 2"),
-        ([1, 2, 2], False, "expected id 3 at row 2 of this share, came 2"),
-        ([2, 1], False, "expected id 1 at row 0 of this share, came 2"),
-        ([1, 2, 3, 4, 5], False, "expected at most 4 rows, came 5"),
+        ([1, 2], True, "expected 4 rows, got 2"),
+        ([1, 2, 2], False, "expected id 3 at row 2 of this share, got 2"),
+        ([2, 1], False, "expected id 1 at row 0 of this share, got 2"),
+        ([1, 2, 3, 4, 5], False, "expected at most 4 rows, got 5"),
     ],
 )
 def test_the_trials_see_a_row_that_is_lost_doubled_or_misplaced(came: list[int], whole: bool, wrong: str) -> None:

@@ -29,12 +29,12 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge
-from hanse.loaders.row_slices import whole
+from hanse.loaders.row_slices import join_batches
 from hanse.loaders.torch.batches import dataset as torch_dataset
-from hanse.loaders.torch.shm_layout import Came, Kinds, Layout
-from hanse.loaders.torch.shm_transfer import Columns, Way
+from hanse.loaders.torch.shm_layout import ColumnKinds, Layout, ReceivedBatch
+from hanse.loaders.torch.shm_transfer import SharedPath, TensorColumns
 from hanse.loaders.torch.tensors import BLOBS, tensors
-from hanse.options import ForTorch, InBatches
+from hanse.options import BatchOptions, TorchOptions
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -98,10 +98,10 @@ def test_a_rank_without_their_number_is_refused(training: Dataset) -> None:
 @pytest.mark.parametrize(
     ("rank", "world", "said"),
     [
-        (1, 1, "rank to be from 0 to 0, as world is 1; came 1"),
-        (2, 2, "rank to be from 0 to 1, as world is 2; came 2"),
-        (-1, 2, "came -1"),
-        (0, 0, "expected world to be at least 1, came 0"),
+        (1, 1, "rank to be from 0 to 0, as world is 1; got 1"),
+        (2, 2, "rank to be from 0 to 1, as world is 2; got 2"),
+        (-1, 2, "got -1"),
+        (0, 0, "expected world to be at least 1, got 0"),
     ],
 )
 def test_a_rank_that_is_none_of_all_is_refused(training: Dataset, rank: int, world: int, said: str) -> None:
@@ -114,9 +114,9 @@ def test_a_rank_that_is_none_of_all_is_refused(training: Dataset, rank: int, wor
 @pytest.mark.parametrize(
     ("rank", "world", "said"),
     [
-        ("5", "2", "expected RANK to be from 0 to 1, as WORLD_SIZE is 2; came 5"),
-        ("x", "2", "expected whole numbers for both RANK and WORLD_SIZE .*came RANK=x, WORLD_SIZE=2"),
-        (None, "2", "came RANK=None, WORLD_SIZE=2"),
+        ("5", "2", "expected RANK to be from 0 to 1, as WORLD_SIZE is 2; got 5"),
+        ("x", "2", "expected whole numbers for both RANK and WORLD_SIZE .*got RANK=x, WORLD_SIZE=2"),
+        (None, "2", "got RANK=None, WORLD_SIZE=2"),
     ],
 )
 def test_an_environment_of_which_no_rank_follows_is_refused(
@@ -175,7 +175,7 @@ def test_tensors_of_all_kinds() -> None:
     "kind", [pa.timestamp("us"), pa.date32(), pa.time64("us"), pa.duration("s"), pa.int8()], ids=str
 )
 def test_nulls_that_have_no_number_are_told_with_the_type_that_came(kind: pa.DataType) -> None:
-    with pytest.raises(BadInput, match=re.escape(f"column n holds nulls, and {kind} has no value")):
+    with pytest.raises(BadInput, match=re.escape(f"expected column n without nulls, which {kind} cannot hold")):
         tensors(pa.record_batch({"n": pa.nulls(2, kind)}))
 
 
@@ -236,7 +236,7 @@ def test_batches_say_what_they_are_of(training: Dataset) -> None:
     with pytest.raises(TypeError):
         len(DataLoader(made, batch_size=None))  # PyTorch would hold the loop to it, and it hangs on the workers
     named = {*inspect.signature(torch_dataset).parameters} - {"datasets", "options"}
-    assert named | {*InBatches.__annotations__} == {*ForTorch.__annotations__}
+    assert named | {*BatchOptions.__annotations__} == {*TorchOptions.__annotations__}
 
 
 def test_an_epoch_that_is_none_is_refused_and_changes_nothing(training: Dataset) -> None:
@@ -249,10 +249,10 @@ def test_an_epoch_that_is_none_is_refused_and_changes_nothing(training: Dataset)
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"form": 3}, "expected form to be a function of an Arrow batch, came 3"),
-        ({"blobs": "views"}, "bytes, tensors, came 'views'"),
-        ({"blobs": "tensors", "form": list}, "came both"),
-        ({"shapes": {"vector": (6,)}, "form": list}, "came both"),
+        ({"form": 3}, "expected form to be a function of an Arrow batch, got 3"),
+        ({"blobs": "views"}, "bytes, tensors, got 'views'"),
+        ({"blobs": "tensors", "form": list}, "got both"),
+        ({"shapes": {"vector": (6,)}, "form": list}, "got both"),
     ],
 )
 def test_what_bytes_become_is_said_in_one_way(training: Dataset, options: dict[str, Any], match: str) -> None:
@@ -270,7 +270,7 @@ def test_pieces_that_cannot_be_one_batch_become_what_they_are() -> None:
     kind = pa.dictionary(pa.int8(), pa.string())
     pieces = [pa.record_batch({"n": pa.array(range(100)), "word": pa.array(each, kind)}) for each in words]
     with pytest.raises(BadInput, match="in column word of a batch"):
-        whole(pieces)
+        join_batches(pieces)
     made = tensors(*pieces)
     assert (made["n"].tolist(), made["word"]) == ([*range(100)] * 2, words[0] + words[1])
 
@@ -736,7 +736,7 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
         "every second": torch.arange(4.0)[::2],
         "none": torch.empty((0, 5)),
     }
-    found = _sent(Columns(made))
+    found = _sent(TensorColumns(made))
     assert (type(found), list(found)) == (dict, list(made))
     for name, value in made.items():
         if isinstance(value, torch.Tensor):
@@ -778,14 +778,18 @@ def test_what_is_no_plain_tensor_comes_from_a_worker_as_it_is_without(training: 
 
 
 def test_many_tensors_of_a_list_go_as_one_piece_whatever_is_beside_them() -> None:
-    told = Columns({"decoded": [None, "broken", *(torch.tensor([number]) for number in range(6000))]}).to_the_loop()
+    told = TensorColumns(
+        {"decoded": [None, "broken", *(torch.tensor([number]) for number in range(6000))]}
+    ).reduce_for_loop()
     assert not any(isinstance(one, torch.Tensor) for one in told[1][0]["decoded"])
-    assert _sent(Columns({"decoded": [torch.tensor([7]), "broken"]})) == {"decoded": [torch.tensor([7]), "broken"]}
+    assert _sent(TensorColumns({"decoded": [torch.tensor([7]), "broken"]})) == {
+        "decoded": [torch.tensor([7]), "broken"]
+    }
 
 
 def test_columns_that_cannot_go_as_one_piece_go_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanse.loaders.torch.shm_transfer._shared", _refused)
-    assert _sent(Columns({"n": torch.tensor([7])})) == {"n": torch.tensor([7])}
+    monkeypatch.setattr("hanse.loaders.torch.shm_transfer._new_shared", _refused)
+    assert _sent(TensorColumns({"n": torch.tensor([7])})) == {"n": torch.tensor([7])}
 
 
 def _open_columns(_: pa.RecordBatch) -> Any:
@@ -914,7 +918,7 @@ class _Wide(IterableDataset[Any]):
     """Batches whose schema is larger than anybody expects, by the way of ours."""
 
     def __init__(self) -> None:
-        self.way = Way()
+        self.way = SharedPath()
 
     def __iter__(self) -> Any:
         names = [f"a column with a long name and the number {number}" for number in range(6000)]
@@ -964,13 +968,13 @@ def _mixed(start: int, rows: int) -> pa.RecordBatch:
     )
 
 
-def _as_worker(way: Way) -> Way:
+def _as_worker(way: SharedPath) -> SharedPath:
     assert way.rows([(_mixed(0, 1), 0, 1)]) is None, "in the process that made it there is nothing to send"
     way._maker = 0
     return way
 
 
-def _received(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
+def _received(way: SharedPath, batch: pa.RecordBatch) -> pa.RecordBatch:
     """As from the network, into memory of the way's."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as out:
@@ -982,7 +986,7 @@ def _received(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.ipc.open_stream(room).read_next_batch()
 
 
-def _as_it_is(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
+def _as_it_is(way: SharedPath, batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
@@ -1021,7 +1025,7 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
     cuts: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way = _as_worker(Way(blobs))
+    way = _as_worker(SharedPath(blobs))
     slices = [
         (WHERE[where](way, _mixed(first, rows).select(columns)), start, stop) for first, rows, start, stop in cuts
     ]
@@ -1041,7 +1045,7 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
 
 
 def test_what_was_received_is_not_copied_where_a_batch_lies_in_one_piece() -> None:
-    way = _as_worker(Way())
+    way = _as_worker(SharedPath())
     whole = _received(way, pa.record_batch({name: pa.array(range(90), pa.float32()) for name in "abc"}))
     made = _sent(way.rows([(whole, 30, 60)]))
     ctypes.c_float.from_address(whole["b"].buffers()[1].address + 4 * 31).value = 7.0
@@ -1054,7 +1058,7 @@ def test_what_was_received_is_not_copied_where_a_batch_lies_in_one_piece() -> No
     ids=["copy", "deepcopy", "pickle", "pickle to nobody"],
 )
 def test_a_copy_that_is_made_in_the_worker_keeps_no_memory_from_it(copied: Any) -> None:
-    way = _as_worker(Way())
+    way = _as_worker(SharedPath())
     rows = way.rows([(_received(way, _mixed(0, 20).select(IN_PLACE)), 0, 20)])
     assert rows is not None
     made = copied(rows)
@@ -1066,7 +1070,7 @@ def test_a_copy_that_is_made_in_the_worker_keeps_no_memory_from_it(copied: Any) 
 
 
 def test_one_column_that_is_saved_takes_none_of_the_others_along() -> None:
-    way = _as_worker(Way())
+    way = _as_worker(SharedPath())
     whole = _received(way, pa.record_batch({name: pa.array(range(1000)) for name in "abc"}))
     made = _sent(way.rows([(whole, 0, 100)]))
     assert made["b"].untyped_storage().nbytes() == 800
@@ -1084,7 +1088,7 @@ def test_one_column_that_is_saved_takes_none_of_the_others_along() -> None:
 def test_columns_of_a_type_at_one_distance_are_one_array(
     columns: dict[str, str], distances: list[tuple[str, int]]
 ) -> None:
-    way = _as_worker(Way())
+    way = _as_worker(SharedPath())
     whole = _received(way, pa.record_batch({name: np.arange(100, dtype=kind) for name, kind in columns.items()}))
     rows = way.rows([(whole, 0, 100)])
     assert rows is not None
@@ -1094,7 +1098,7 @@ def test_columns_of_a_type_at_one_distance_are_one_array(
 
 
 def test_batches_that_lie_in_another_way_are_put_together_by_the_worker() -> None:
-    way = _as_worker(Way())
+    way = _as_worker(SharedPath())
     one = pa.record_batch({"a": pa.array([1.5]), "b": pa.array([2.5]), "c": pa.array([3.5])})
     bits = pa.py_buffer(b"\xff")  # says of each value that it is there: the distances are others
     columns = [pa.Array.from_buffers(pa.float64(), 1, [bits, column.buffers()[1]]) for column in one.columns[:2]]
@@ -1105,7 +1109,7 @@ def test_batches_that_lie_in_another_way_are_put_together_by_the_worker() -> Non
 
 def test_texts_of_more_bytes_than_their_type_can_say_are_refused() -> None:
     batch = pa.record_batch({"a": pa.array([b""])})
-    came = Came(batch, Kinds(batch.schema), lambda *_: None)
+    came = ReceivedBatch(batch, ColumnKinds(batch.schema), lambda *_: None)
     places = pa.array([0, 2**31 - 1], pa.int32()).buffers()[1]
     values = pa.foreign_buffer(places.address, 2**31 - 1)  # nobody looks into them
     came._columns = [pa.Array.from_buffers(pa.binary(), 1, [None, places, values])]
@@ -1115,7 +1119,7 @@ def test_texts_of_more_bytes_than_their_type_can_say_are_refused() -> None:
 
 @pytest.mark.parametrize("columns", [{"n": [1, None]}, {"x": [1.0, None]}, {"t": ["a", None]}, {"l": [[1], [2]]}])
 def test_a_batch_that_may_have_another_form_does_not_go_as_it_is(columns: dict[str, Any]) -> None:
-    way, whole = Way(), pa.record_batch({name: [values[0]] for name, values in columns.items()})
+    way, whole = SharedPath(), pa.record_batch({name: [values[0]] for name, values in columns.items()})
     way._maker = 0
     there = way.rows([(whole, 0, 1)])
     assert (there is None) == ("l" in columns)

@@ -122,7 +122,7 @@ async def test_an_agreement_of_another_calendar_that_is_kept_keeps_nobody_from_t
         ledger = DutyLedger(two.south.store, two.cable, lambda audience: "")
         assert [one.path for one in await ledger.of(agreement, role="consumer")] == ["/obligation/0"]
         await ledger.list_open()
-        for shown in (formatting.moment, formatting.day, formatting.instant, output.moment):
+        for shown in (formatting.moment, formatting.day, formatting.instant, output.format_time):
             assert shown(signed_at)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import hanse
 import numpy as np
 import pyarrow as pa
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import Loader, merge
@@ -135,7 +135,7 @@ class Loaded(Case):
             "endpoint": f"{self.over.door.url}/data/v1", "ticket": self.ticket, "expires": time.time() + 600,
         }  # fmt: skip
         name = Name(provider.OWNER, self.world.name)
-        access = Access(name, f"urn:hanse:{provider.OWNER}:{self.world.name}", self.agreement, number, "")
+        access = TransferAccess(name, f"urn:hanse:{provider.OWNER}:{self.world.name}", self.agreement, number, "")
         routes = {("GET", f"/transfers/{number}/address"): address}
         with connector(routes) as scripted, hanse.connect(scripted.url, "secret") as space:
             yield Dataset(space, access)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hanse
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 
 from policies.model import Policy
@@ -51,7 +51,7 @@ class Owner:
             "ticket": self.provider.ticket(agreement, seconds=seconds),
             "expires": time.time() + seconds,
         }
-        access = Access(Name(provider.OWNER, name), f"urn:hanse:{provider.OWNER}:{name}", agreement, number, "")
+        access = TransferAccess(Name(provider.OWNER, name), f"urn:hanse:{provider.OWNER}:{name}", agreement, number, "")
         return Dataset(self.space, access)
 
 

@@ -1,1 +1,1 @@
-"""Checks of received Arrow data before it is used."""
+"""Checks of received Arrow data, before it is used."""

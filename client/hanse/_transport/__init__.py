@@ -1,1 +1,1 @@
-"""HTTP of the client: the management API, bulk streams, cancellation."""
+"""HTTP of the client: management API, bulk streams, cancellation."""

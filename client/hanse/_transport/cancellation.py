@@ -1,4 +1,4 @@
-"""What a thread waits for on the network, so that another may end it. Knows nothing of what comes there."""
+"""Cancellation: lets one thread end what another waits for on the network. Knows nothing of what is received there."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Protocol
 from hanse.errors import BadInput
 
 
-class Closing(Protocol):
+class Closable(Protocol):
     def close(self) -> None: ...
 
 
 class Waits:
-    """What one thread waits for, for another that `end`s it: streams, answers to come, and pauses between attempts.
-    Whatever it would wait for after that is at its end at once. A connection that is not made yet is waited for."""
+    """What one thread waits for (streams, answers, pauses between attempts), so that another can `end` it. After `end`
+    each wait returns at once; only a connection that is being made is waited for."""
 
     def __init__(self) -> None:
         self._ended = False
-        self._changed = threading.Condition()  # no Event: the collector may end it in mid-pause
-        self._last: Closing | None = None  # one is asked for at a time, and then is a stream's
-        self._streams = set[Closing]()
+        self._changed = threading.Condition()  # no Event: the garbage collector may call `end` during a pause
+        self._last: Closable | None = None  # the newest connection; a stream takes it over
+        self._streams = set[Closable]()
 
     def end(self) -> None:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        for one in (*self._streams.copy(), *([self._last] if self._last is not None else [])):
-            one.close()
+        for waiting in (*self._streams.copy(), *([self._last] if self._last is not None else [])):
+            waiting.close()
 
-    def connected(self, made: Closing) -> None:
+    def connected(self, made: Closable) -> None:
         self._last = made
-        if self._ended:  # looked at after it is there, as it is set before that is looked at
+        if self._ended:  # read after `_last` is set, because `end` writes the flag before it reads `_last`
             made.close()
 
     @contextmanager
-    def reading(self, stream: Closing) -> Iterator[None]:
+    def reading(self, stream: Closable) -> Iterator[None]:
         self._streams.add(stream)
         if self._ended:
             stream.close()
@@ -50,4 +50,6 @@ class Waits:
         with self._changed:
             ended = self._changed.wait_for(lambda: self._ended, seconds)
         if ended:
-            raise BadInput("the rows were not waited for any more; open another stream or iterator to go on")
+            raise BadInput(
+                "the stream was closed while it waited for rows; open another stream or iterator to continue"
+            )

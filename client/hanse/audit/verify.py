@@ -1,23 +1,23 @@
-"""Checking an evidence file of a connector's audit log, offline, without believing whoever made it.
+"""Verifies an evidence file of a connector's audit log, offline, without trusting its maker.
 
 Shares no code with the writer and needs the standard library and `cryptography` only, so it can be copied alone.
 
     report = verify("evidence.zip", key="north.example/audit/north+1a2b3c4d+AQ...")
     report.ok, report.first_bad, report.problem
 
-What is checked, in this order (the numbers stand beside the code):
+The checks, in this order (the code has the same numbers):
 1. the container holds exactly the known members, uncompressed, with nothing before, between or after them;
-2. the key: the one given, or else the file's own (then the report says so: a forger can bring a key of his own);
+2. the key: the given one, or else the file's own (the report says so: a forger can include a key of his own);
 3. the key's signature under the head (C2SP tlog-checkpoint) and under the manifest;
-4. the manifest says the same as the head (origin, size, root), and whether this is the whole log or what of it;
-5. each record: canonical JSON, in order, its salted commitment is the leaf that the tree holds, and in an extract it
-   answers to the filter;
+4. the manifest agrees with the head (origin, size, root), and says whether this is the whole log or an extract;
+5. each record: canonical JSON, in order, its salted commitment is the leaf of the tree, and in an extract it meets
+   the filter;
 6. the leaves give the signed root (RFC 6962); in an extract, each record's inclusion proof does;
 7. checksums of the container;
-8. where an earlier file is given (`after`), which is checked in the same way: its log is how this one begins.
+8. with an earlier file (`after`), which is checked in the same way: this log begins with that one.
 
-The first record that fails is named. Where only the leaves were changed, or everything was rewritten in step, the
-report says that instead: whoever has the log's key can do that and nothing in one file shows it, but `after` does.
+The report names the first record that fails. If only the leaves were changed, or everything was rewritten consistently,
+it says that instead: the holder of the log's key can do that, and no single file shows it, but `after` does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FORMAT = "hanse-evidence/1"
 # The problem where nothing is wrong with either file, and one of another kind is needed.
-EXTRACT_LATER = "expected a whole export to compare with the earlier file, came an extract, which cannot show it"
+EXTRACT_LATER = "expected a whole export to compare with the earlier file, got an extract, which cannot show it"
 MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", "manifest.sig")
 _LINE_MAX = 1 << 20
 _COLUMN_MAX = 255  # characters of a term that a filter compares
@@ -54,7 +54,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Bad(Exception):
-    """Something that does not hold; `record` is the index of the record that it is about, if it is about one."""
+    """A claim that does not hold; `record` is the index of its record, if it has one."""
 
     def __init__(self, problem: str, record: int | None = None) -> None:
         super().__init__(problem)
@@ -80,31 +80,32 @@ class Report:
 
 
 def verify(path: str | PathLike[str], key: str | None = None, *, after: str | PathLike[str] | None = None) -> Report:
-    """Check an evidence file, and where there is one of before (`after`), that its log goes on in this one.
+    """Check an evidence file; with an earlier one (`after`), also that its log continues in this one.
 
-    Never raises for what a file holds; OSError where one cannot be read.
+    Raises:
+        OSError: a file cannot be read. Problems of a file's content are in the report.
     """
-    report = _verified(path, key)
+    report = _verify_file(path, key)
     if after is None or not report.ok:
         return report
-    before = _verified(after, None)  # whether its key is the same is asked then
+    before = _verify_file(after, None)  # the next check compares the keys
     try:
-        _continues(report, path, before, after)  # 8
+        _check_continues(report, path, before, after)  # 8
     except Bad as error:
         return replace(report, ok=False, first_bad=error.record, problem=str(error))
-    return _done(report, f"it continues the log of {before.size} records of the earlier file")
+    return _add_check(report, f"it continues the log of {before.size} records of the earlier file")
 
 
-def _verified(path: str | PathLike[str], key: str | None) -> Report:
-    """One file by itself."""
+def _verify_file(path: str | PathLike[str], key: str | None) -> Report:
+    """Check one file by itself."""
     report = Report()
     with Path(path).open("rb") as file:
         try:
             try:
-                members = _container(file)  # 1
+                members = _read_container(file)  # 1
             except struct.error:
                 raise Bad("the container is cut short or was changed") from None
-            report = _done(report, "the container holds exactly the known members")
+            report = _add_check(report, "the container holds exactly the known members")
             name, public, vkey = _key(members, key)  # 2
             report = replace(report, origin=name, key=vkey, key_given=key is not None)
             complaint: Bad | None = None
@@ -112,7 +113,7 @@ def _verified(path: str | PathLike[str], key: str | None) -> Report:
             try:
                 report, root = _statements(report, members, name, public)  # 3, 4
             except Bad as error:  # the records are looked at all the same: which one is bad is worth more
-                complaint, root = error, _claimed_root(members)
+                complaint, root = error, _read_claimed_root(members)
             report = _records(report, members, root)  # 5, 6
             if complaint is not None:
                 raise complaint
@@ -122,34 +123,35 @@ def _verified(path: str | PathLike[str], key: str | None) -> Report:
             return replace(stopped.report, ok=False, first_bad=stopped.bad.record, problem=str(stopped.bad))
         except Bad as error:
             return replace(report, ok=False, first_bad=error.record, problem=str(error))
-    return replace(_done(report, "the container's checksums hold"), ok=True)
+    return replace(_add_check(report, "the container's checksums hold"), ok=True)
 
 
 def records_in(path: str | PathLike[str]) -> int:
-    """How many records an evidence file says that it has, nothing of which is checked. Bad where it is none."""
+    """Return the number of records that an evidence file states, unchecked. Raises: Bad if it is not an evidence
+    file."""
     with Path(path).open("rb") as file:
         try:
-            count = _manifest(_container(file)).get("records")
+            count = _manifest(_read_container(file)).get("records")
         except struct.error:
             count = None
     if not isinstance(count, int):
-        raise Bad("expected an evidence file, came something else")
+        raise Bad("expected an evidence file, got something else")
     return count
 
 
 def verify_proof(proof: str, leaf: bytes, key: str) -> int:
-    """Check a `.tlog-proof` for the entry `leaf` (its bytes, not its hash). Its index; Bad where it does not hold."""
+    """Check a `.tlog-proof` for the entry `leaf` (its bytes, not its hash); return its index. Raises: Bad."""
     head, _, note = proof.partition("\n\n")
     first, *lines = head.split("\n")
     if first != "c2sp.org/tlog-proof@v1":
-        raise Bad(f"expected a proof that starts with c2sp.org/tlog-proof@v1, came {first[:60]!r}")
+        raise Bad(f"expected a proof that starts with c2sp.org/tlog-proof@v1, got {first[:60]!r}")
     if lines and lines[0].startswith("extra "):
         lines = lines[1:]
     if not lines or not lines[0].startswith("index "):
         raise Bad("expected a line `index <n>` in the proof")
     index = _decimal(lines[0].removeprefix("index "))
     name, public, _ = parse_key(key)
-    _, size, root = _head(_signed_text(note, name, public), name)
+    _, size, root = _head(_check_signature(note, name, public), name)
     path = [_unb64(line, "a hash of the proof") for line in lines[1:]]
     if _climb(index, size, sha256(b"\x00" + leaf).digest(), path) != root:
         raise Bad(f"the proof does not lead from this record to the signed root of {size} records", index)
@@ -157,32 +159,32 @@ def verify_proof(proof: str, leaf: bytes, key: str) -> int:
 
 
 def verify_record(answer: Mapping[str, Any], idx: int, key: str) -> None:
-    """Check the record `idx` as a connector answers with it (`/audit/events/<idx>`). Bad where it does not hold.
+    """Check the record `idx` as a connector returns it (`/audit/events/<idx>`). Raises: Bad.
 
-    1. it is numbered so; 2. its body, salt, kind and time make the leaf; 3. the leaf's proof, which is for that number.
+    1. its number; 2. its body, salt, kind and time give the leaf; 3. the leaf's proof for that number.
     """
     try:
         told, body, kind, ts, leaf = (answer[name] for name in ("idx", "body", "kind", "ts", "leaf"))
         salt, proof, second = _unb64(answer["salt"], "the salt"), str(answer["proof"]), math.floor(ts)
         made = _log_entry(canonical(body), salt, kind, second)
         if told != idx or body["kind"] != kind:  # 1
-            raise Bad(f"expected record {idx}, came one numbered {told!r} of the kind {kind!r}", idx)
+            raise Bad(f"expected record {idx}, got one numbered {told!r} of the kind {kind!r}", idx)
         if made.decode() != leaf:  # 2
             raise Bad(f"the text and salt of record {idx} do not make its leaf: its text was changed", idx)
-        _same_time(body, second, idx)
+        _check_time(body, second, idx)
         index = verify_proof(proof, made, key)  # 3
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise Bad(f"expected record {idx} with its leaf and proof, came something else", idx) from None
+        raise Bad(f"expected record {idx} with its leaf and proof, got something else", idx) from None
     if index != idx:
         raise Bad(f"the proof that came with record {idx} is that of record {index}", idx)
 
 
 def verify_consistency(old_note: str, new_note: str, path: Sequence[bytes], key: str) -> None:
-    """Check that the log under `old_note` is a prefix of the one under `new_note` (RFC 6962 §2.1.2). Bad if not."""
+    """Check that the log under `old_note` is a prefix of the one under `new_note` (RFC 6962 §2.1.2). Raises: Bad."""
     name, public, _ = parse_key(key)
-    _, old, old_root = _head(_signed_text(old_note, name, public), name)
-    _, new, new_root = _head(_signed_text(new_note, name, public), name)
-    if not _consistent(old, new, old_root, new_root, list(path)):
+    _, old, old_root = _head(_check_signature(old_note, name, public), name)
+    _, new, new_root = _head(_check_signature(new_note, name, public), name)
+    if not _is_consistent(old, new, old_root, new_root, list(path)):
         raise Bad(f"the log of {new} records does not continue the log of {old} records: history was changed")
 
 
@@ -250,8 +252,9 @@ _LOCAL = struct.Struct("<4s2B4HL2L2H")
 _DATE = 1 << 5 | 1  # 1 January 1980
 
 
-def _container(file: IO[bytes]) -> dict[str, _Member]:
-    """The members by name; Bad unless the file is laid out to the last byte as an evidence file is."""
+def _read_container(file: IO[bytes]) -> dict[str, _Member]:
+    """Return the members by name. Raises: Bad unless the file has the exact layout of an evidence file, to the last
+    byte."""
     file.seek(0, 2)
     length = file.tell()
     start, size, tail = _directory_at(file, length)
@@ -269,9 +272,9 @@ def _container(file: IO[bytes]) -> dict[str, _Member]:
 
 
 def _directory_at(file: IO[bytes], length: int) -> tuple[int, int, int]:
-    """Where the directory starts, how long it is, and how many bytes follow it."""
+    """Return the start of the directory, its length, and the number of bytes that follow it."""
     if length < _END.size:
-        raise Bad(f"expected an evidence file, came {length} bytes")
+        raise Bad(f"expected an evidence file, got {length} bytes")
     file.seek(length - _END.size)
     end = _END.unpack(file.read(_END.size))
     mark, disk, first, here, all_, size, start, comment = end
@@ -291,7 +294,7 @@ def _directory_at(file: IO[bytes], length: int) -> tuple[int, int, int]:
 
 
 def _entry(file: IO[bytes], directory: bytes, at: int, offset: int, name: str) -> tuple[_Member, int, int]:
-    """One member from its directory entry, compared with the header before its bytes; and where the next ones are."""
+    """Return one member from its directory entry, compared with its local header; and the place of the next ones."""
     bad = Bad(f"the container's entry for {name} was changed")
     if len(directory) < at + _CENTRAL.size:
         raise bad
@@ -305,7 +308,7 @@ def _entry(file: IO[bytes], directory: bytes, at: int, offset: int, name: str) -
         raise bad
     if directory[at : at + named] != name.encode() or made != needs or needs not in (20, 45):
         raise bad
-    packed, size, begins = _wide(wide, [packed, size, begins], bad)
+    packed, size, begins = _read_zip64(wide, [packed, size, begins], bad)
     local = _local_header(name, crc, size, wide64=needs == 45)
     file.seek(offset)
     if packed != size or begins != offset or file.read(len(local)) != local:
@@ -314,8 +317,8 @@ def _entry(file: IO[bytes], directory: bytes, at: int, offset: int, name: str) -
     return member, at + named + extra, offset + len(local) + size
 
 
-def _wide(extra: bytes, values: list[int], bad: Bad) -> list[int]:
-    """Replace what did not fit in 32 bits by the 64-bit values of the zip64 extra field."""
+def _read_zip64(extra: bytes, values: list[int], bad: Bad) -> list[int]:
+    """Replace values that did not fit in 32 bits by the 64-bit values of the zip64 extra field."""
     want = sum(value == 0xFFFFFFFF for value in values)
     if len(extra) != (4 + 8 * want if want else 0):
         raise bad
@@ -339,7 +342,7 @@ def _local_header(name: str, crc: int, size: int, *, wide64: bool) -> bytes:
 
 
 def parse_key(vkey: str) -> tuple[str, Ed25519PublicKey, bytes]:
-    """Name, key and key id of a signed-note verifier key `name+id+base64(0x01 || key)`. Bad where it is not one."""
+    """Return name, key and key id of a signed-note verifier key `name+id+base64(0x01 || key)`. Raises: Bad."""
     name, _, rest = vkey.strip().partition("+")
     key_id, _, encoded = rest.partition("+")
     data = _unb64(encoded, "the verifier key")
@@ -362,12 +365,12 @@ def _key(members: dict[str, _Member], given: str | None) -> tuple[str, Ed25519Pu
 def _statements(
     report: Report, members: dict[str, _Member], name: str, public: Ed25519PublicKey
 ) -> tuple[Report, bytes]:
-    """Signatures, and whether manifest and head say the same."""
-    head_text = _signed_text(members["checkpoint"].text(), name, public)  # 3
+    """Check the signatures, and that manifest and head agree."""
+    head_text = _check_signature(members["checkpoint"].text(), name, public)  # 3
     manifest_text = members["manifest.json"].text()
-    _signed_text(f"{manifest_text}\n{members['manifest.sig'].text()}", name, public)
+    _check_signature(f"{manifest_text}\n{members['manifest.sig'].text()}", name, public)
     whose = "the key that was given" if report.key_given else "the key that came with the file"
-    report = _done(report, f"the head and the manifest are signed by {whose}")
+    report = _add_check(report, f"the head and the manifest are signed by {whose}")
     _, size, root = _head(head_text, name)
     manifest = _manifest(members)
     report = replace(report, size=size, root=_b64(root), kind=str(manifest.get("kind")))
@@ -378,7 +381,7 @@ def _statements(
         raise Bad("the manifest is not in canonical form: it may say a thing twice")
     if report.kind == "whole" and (manifest.get("filter"), manifest.get("records")) != ({}, size):
         raise Bad(f"the manifest calls this the whole log of {size} records, and gives a filter or another number")
-    return _done(report, f"the manifest describes the head of {size} records"), root
+    return _add_check(report, f"the manifest describes the head of {size} records"), root
 
 
 def _is_canonical(text: str, value: Any) -> bool:
@@ -387,8 +390,8 @@ def _is_canonical(text: str, value: Any) -> bool:
     return False
 
 
-def _claimed_root(members: dict[str, _Member]) -> bytes | None:
-    """The root that the head names, believed by nobody; None where it cannot even be read."""
+def _read_claimed_root(members: dict[str, _Member]) -> bytes | None:
+    """Return the root that the head states, without trusting it; None if it cannot be read."""
     try:
         lines = members["checkpoint"].text().split("\n")
         return _unb64(lines[2], "the root") if len(lines) > 2 else None
@@ -396,8 +399,9 @@ def _claimed_root(members: dict[str, _Member]) -> bytes | None:
         return None
 
 
-def _signed_text(note: str, name: str, public: Ed25519PublicKey) -> str:
-    """The text of a signed note. Bad unless it has one signature line, which is this key's and holds."""
+def _check_signature(note: str, name: str, public: Ed25519PublicKey) -> str:
+    """Return the text of a signed note. Raises: Bad unless it has exactly one signature line, a valid one of this
+    key."""
     text, separator, signature = note.rpartition("\n\n")
     text += "\n"
     dash, _, rest = signature.partition(" ")
@@ -407,7 +411,7 @@ def _signed_text(note: str, name: str, public: Ed25519PublicKey) -> str:
     data = _unb64(encoded[:-1], "the signature")
     key_id = sha256(name.encode() + b"\n\x01" + public.public_bytes_raw()).digest()[:4]
     if signer != name or data[:4] != key_id:
-        raise Bad(f"expected a signature of {name}, came one of {signer[:100]}: another log's, or changed")
+        raise Bad(f"expected a signature of {name}, got one of {signer[:100]}: another log's, or changed")
     try:
         public.verify(data[4:], text.encode())
     except InvalidSignature:
@@ -426,7 +430,7 @@ def _head(text: str, name: str) -> tuple[str, int, bytes]:
 
 
 class _Stopped(Exception):
-    """A bad record, with the report as far as it came."""
+    """A bad record, with the report so far."""
 
     def __init__(self, report: Report, bad: Bad) -> None:
         super().__init__(str(bad))
@@ -439,7 +443,7 @@ def _records(report: Report, members: dict[str, _Member], root: bytes | None) ->
     size, count = (size if isinstance(size, int) else 0), (count if isinstance(count, int) else 0)
     report = replace(report, kind=str(manifest.get("kind")), size=report.size or size)
     if report.kind not in ("whole", "extract") or not isinstance(terms, dict):
-        raise Bad(f"expected the whole log, or an extract and its filter, came a file of the kind {report.kind[:60]!r}")
+        raise Bad(f"expected the whole log, or an extract and its filter, got a file of the kind {report.kind[:60]!r}")
     report = replace(report, filter=terms)
     whole = report.kind == "whole"
     if whole:
@@ -454,7 +458,7 @@ def _records(report: Report, members: dict[str, _Member], root: bytes | None) ->
     if bad is not None:
         raise _Stopped(report, bad)
     how = "the leaves of all records give the signed root" if whole else "each record is under the signed root"
-    return _done(_done(report, f"{held} records match their commitments"), how)
+    return _add_check(_add_check(report, f"{held} records match their commitments"), how)
 
 
 def _manifest(members: dict[str, _Member]) -> dict[str, Any]:
@@ -468,7 +472,8 @@ def _manifest(members: dict[str, _Member]) -> dict[str, Any]:
 
 
 def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) -> tuple[int, Bad | None]:
-    """Every record against its leaf, and the leaves against the root: how many hold, and what is bad first."""
+    """Check every record against its leaf, and the leaves against the root; return how many hold, and the first
+    problem."""
     stated, computed, held = _Range(), _Range(), 0
     bad: Bad | None = None
     untimely: Bad | None = None
@@ -486,7 +491,7 @@ def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) 
         stated.add(leaf)
         if bad is None:
             held += 1
-            untimely = untimely or _untimely(record)
+            untimely = untimely or _time_out_of_order(record)
         else:
             computed.add(found)
         if index >= size:  # one too many is as bad as a million
@@ -496,11 +501,11 @@ def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) 
         bad = Bad(f"record {held} is missing: the tree holds more leaves than the file has records", held)
     for leaf in (missing, *leaves) if missing is not None else ():
         stated.add(leaf)
-    return held, _judged(bad, leaves_hold=stated.root() == root, records_hold=computed.root() == root) or untimely
+    return held, _combine(bad, leaves_hold=stated.root() == root, records_hold=computed.root() == root) or untimely
 
 
-def _judged(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad | None:
-    """What the two roots say about the first thing that was bad."""
+def _combine(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad | None:
+    """Return the first problem, as the two roots show it."""
     if bad is None and not leaves_hold:
         return Bad(
             "every record matches its leaf, but the leaves do not give the signed root: the head was changed, or "
@@ -516,7 +521,7 @@ def _judged(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad | 
 def _check_extract(
     members: dict[str, _Member], *, size: int, root: bytes | None, terms: dict[str, Any]
 ) -> tuple[int, Bad | None]:
-    """Every record against the root by its own proof, and against the terms of the filter."""
+    """Check every record against the root by its own proof, and against the terms of the filter."""
     if members["leaves"].size:
         return 0, Bad("an extract has no leaves: the file was changed")
     held, last = 0, -1
@@ -529,8 +534,8 @@ def _check_extract(
             path = [_unb64(step, "a hash of the proof") for step in record["proof"]]
             if _climb(index, size, leaf, path) != root:
                 raise Bad(f"record {index} was changed, or was never under the signed root", index)
-            _same_time(record["body"], record["ts"], index)
-            if unlike := _unlike(record["body"], record["ts"], terms):
+            _check_time(record["body"], record["ts"], index)
+            if unlike := _mismatched_term(record["body"], record["ts"], terms):
                 raise Bad(f"record {index} is not of the filter that the file states: {unlike} is another", index)
         except Bad as error:
             return held, Bad(f"line {held + 1}: {error}", error.record)
@@ -538,8 +543,9 @@ def _check_extract(
     return held, None
 
 
-def _unlike(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:
-    """The first term of a filter that a record does not answer to; empty where it does, as far as its text can say."""
+def _mismatched_term(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:
+    """Return the first term of a filter that a record does not meet; empty if it meets all, as far as its text
+    shows."""
     said = {"outcome": "ok"} | body  # the writer compares with as much as its columns hold
     for name in ("kind", "actor", "agreement", "outcome"):
         if name in terms and str(said.get(name, ""))[:_COLUMN_MAX] != terms[name]:
@@ -555,16 +561,16 @@ def _unlike(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:
     return "until" if isinstance(until, int | float) and ts >= until else ""
 
 
-def _untimely(record: dict[str, Any]) -> Bad | None:
+def _time_out_of_order(record: dict[str, Any]) -> Bad | None:
     try:
-        _same_time(record["body"], record["ts"], record["idx"])
+        _check_time(record["body"], record["ts"], record["idx"])
     except Bad as error:
         return error
     return None
 
 
-def _same_time(body: dict[str, Any], ts: int, idx: int) -> None:
-    """Bad where a record's text says another time than its leaf, which has the second."""
+def _check_time(body: dict[str, Any], ts: int, idx: int) -> None:
+    """Raises: Bad if a record's text has another time than its leaf, which has whole seconds."""
     try:
         away = (datetime.fromisoformat(body["time"]) - _EPOCH).total_seconds() - ts
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -574,7 +580,8 @@ def _same_time(body: dict[str, Any], ts: int, idx: int) -> None:
 
 
 def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
-    """The leaf hash of a line, computed from what it says; Bad where it is not a record in canonical form."""
+    """Return the leaf hash of a line, computed from its content. Raises: Bad if it is not a record in canonical
+    form."""
     try:
         record = json.loads(line, parse_constant=_no_constant)
         body, idx, salt, ts = record["body"], record["idx"], record["salt"], record["ts"]
@@ -588,9 +595,9 @@ def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
         where = "a record" if index is None else f"record {index}"
         raise Bad(f"{where} cannot be read: its line is not a record, so it was changed or cut", index)
     if index is not None and idx != index:
-        raise Bad(f"expected record {index}, came one numbered {idx}: a record is missing, doubled or moved", index)
-    for write in (_quick, canonical):  # the quick form is the same for all but rare numbers and keys
-        rest = "" if proof is None else f'"proof":{_quick(proof)},'
+        raise Bad(f"expected record {index}, got one numbered {idx}: a record is missing, doubled or moved", index)
+    for write in (_quote_fast, canonical):  # the quick form is the same for all but rare numbers and keys
+        rest = "" if proof is None else f'"proof":{_quote_fast(proof)},'
         with suppress(ValueError, OverflowError, RecursionError):  # overflow: of a number that is none of JSON's here
             text = write(body)
             if line == f'{{"body":{text},"idx":{idx},{rest}"salt":"{salt}","ts":{ts}}}\n'.encode():
@@ -599,13 +606,13 @@ def _leaf(line: bytes, index: int | None) -> tuple[bytes, dict[str, Any]]:
 
 
 def _log_entry(text: str, salt: bytes, kind: str, ts: int) -> bytes:
-    """The bytes that the tree hashes for a record: its time, its kind, and the commitment to its text."""
+    """Return the bytes that the tree hashes for a record: its time, its kind, and the commitment to its text."""
     commitment = _b64(sha256(salt + text.encode()).digest())
-    return f'{{"c":"{commitment}","t":{_quick(kind)},"ts":{ts},"v":1}}'.encode()
+    return f'{{"c":"{commitment}","t":{_quote_fast(kind)},"ts":{ts},"v":1}}'.encode()
 
 
 class _Range:
-    """The root over leaves that come one by one, in memory that grows with the logarithm of their number."""
+    """The root over leaves that are added one by one, in memory that grows with the logarithm of their number."""
 
     def __init__(self, stack: list[tuple[int, bytes]] | None = None) -> None:
         self._stack = stack or []
@@ -634,7 +641,7 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 def _climb(index: int, size: int, leaf: bytes, path: list[bytes]) -> bytes | None:
-    """RFC 9162 §2.1.3.2: the root that a proof leads to; None where the proof has the wrong length."""
+    """Return the root that a proof leads to (RFC 9162 §2.1.3.2); None if the proof has the wrong length."""
     if not 0 <= index < size:
         return None
     at, last, found = index, size - 1, leaf
@@ -651,8 +658,8 @@ def _climb(index: int, size: int, leaf: bytes, path: list[bytes]) -> bytes | Non
     return found if last == 0 else None
 
 
-def _consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: list[bytes]) -> bool:
-    """RFC 9162 §2.1.4.2."""
+def _is_consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: list[bytes]) -> bool:
+    """Return whether a proof shows that the old tree is a prefix of the new one (RFC 9162 §2.1.4.2)."""
     if not 0 < old <= new or (old == new and path):
         return False
     if old == new:
@@ -681,8 +688,8 @@ def _consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: list
 # ---- 8. the earlier file
 
 
-def _continues(report: Report, path: str | PathLike[str], before: Report, after: str | PathLike[str]) -> None:
-    """Bad unless the log under the head of `before` is how the log of `report`, which holds, begins."""
+def _check_continues(report: Report, path: str | PathLike[str], before: Report, after: str | PathLike[str]) -> None:
+    """Raises: Bad unless the log of `report` begins with the log under the head of `before`."""
     if not before.ok:
         raise Bad(f"the earlier file does not hold: {before.problem}")
     if before.key != report.key:
@@ -694,28 +701,28 @@ def _continues(report: Report, path: str | PathLike[str], before: Report, after:
         )
     if report.kind != "whole" and before.size < report.size:
         raise Bad(EXTRACT_LATER)
-    began = _began(path, before.size) if report.kind == "whole" else report.root
+    began = _first_root(path, before.size) if report.kind == "whole" else report.root
     if began != before.root:
-        first = _first_other(path, after) if (report.kind, before.kind) == ("whole", "whole") else None
+        first = _first_difference(path, after) if (report.kind, before.kind) == ("whole", "whole") else None
         where = "" if first is None else f", record {first} first"
         raise Bad(
             f"history was changed: the first {before.size} records are not those of the earlier file{where}", first
         )
 
 
-def _began(path: str | PathLike[str], size: int) -> str:
-    """The root of the first `size` records of a whole export."""
+def _first_root(path: str | PathLike[str], size: int) -> str:
+    """Return the root of the first `size` records of a whole export."""
     begun = _Range()
     with Path(path).open("rb") as file:
-        for leaf in islice(_container(file)["leaves"].pieces(32), size):
+        for leaf in islice(_read_container(file)["leaves"].pieces(32), size):
             begun.add(leaf)
     return _b64(begun.root())
 
 
-def _first_other(path: str | PathLike[str], after: str | PathLike[str]) -> int | None:
-    """The first record that two whole exports do not have in common."""
+def _first_difference(path: str | PathLike[str], after: str | PathLike[str]) -> int | None:
+    """Return the first record in which two whole exports differ."""
     with Path(path).open("rb") as new, Path(after).open("rb") as old:
-        pairs = zip(_container(old)["leaves"].pieces(32), _container(new)["leaves"].pieces(32), strict=False)
+        pairs = zip(_read_container(old)["leaves"].pieces(32), _read_container(new)["leaves"].pieces(32), strict=False)
         return next((index for index, (one, other) in enumerate(pairs) if one != other), None)
 
 
@@ -723,23 +730,23 @@ def _first_other(path: str | PathLike[str], after: str | PathLike[str]) -> int |
 
 
 def canonical(value: Any) -> str:
-    """RFC 8785 text of a JSON value."""
+    """Return the RFC 8785 text of a JSON value."""
     if isinstance(value, dict):
         keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
-        return "{" + ",".join(f"{_quick(key)}:{canonical(value[key])}" for key in keys) + "}"
+        return "{" + ",".join(f"{_quote_fast(key)}:{canonical(value[key])}" for key in keys) + "}"
     if isinstance(value, list):
         return "[" + ",".join(canonical(item) for item in value) + "]"
     if isinstance(value, float) or (type(value) is int and abs(value) > 2**53):
         return _number(float(value))
-    return _quick(value)
+    return _quote_fast(value)
 
 
-def _quick(value: Any) -> str:
+def _quote_fast(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _number(value: float) -> str:
-    """ECMA-262 Number::toString: the shortest digits, in its own choice of form."""
+    """Return ECMA-262 Number::toString: the shortest digits, in its choice of form."""
     if value != value or value in (float("inf"), float("-inf")):
         raise ValueError("a number that JSON does not have")
     if value < 0:
@@ -766,7 +773,7 @@ def _b64(data: bytes) -> str:
 
 
 def _unb64(text: Any, what: str) -> bytes:
-    """Strict: one text for one value, so that no changed character goes unnoticed."""
+    """Decode strictly: one text for one value, so that no changed character goes unnoticed."""
     try:
         data = base64.b64decode(text, validate=True)
     except (ValueError, TypeError, binascii.Error):
@@ -782,9 +789,9 @@ def _no_constant(name: str) -> Any:
 
 def _decimal(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or (text != "0" and text.startswith("0")):
-        raise Bad(f"expected a whole number, came {text[:30]!r}")
+        raise Bad(f"expected a whole number, got {text[:30]!r}")
     return int(text)
 
 
-def _done(report: Report, check: str) -> Report:
+def _add_check(report: Report, check: str) -> Report:
     return replace(report, checks=(*report.checks, check))

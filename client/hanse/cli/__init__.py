@@ -31,7 +31,7 @@ from hanse.cli import (
     token,
     transfer,
 )
-from hanse.cli.output import EXIT, complain, exit_code, place_of
+from hanse.cli.output import EXIT, describe_place, exit_code, print_error
 from hanse.errors import BadInput, HanseError
 
 _GROUP = "hanse.commands"
@@ -46,15 +46,15 @@ class Root(TyperGroup):
     """Lists the server's commands without importing the server; one is loaded when it is used."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. That nobody reads any more what it writes is its end and no failure: `hanse ... | head`.
+        """Run a command. A broken pipe ends it without an error: `hanse ... | head`.
 
-        Said here, as typer takes a broken pipe for a failure of which there is nothing to say.
+        Handled here, because typer would treat it as a failure without a message.
         """
         try:
             returned = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits to be written, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for what is still buffered
             raise typer.Exit(EXIT["ok"]) from None
         return returned
 
@@ -62,13 +62,13 @@ class Root(TyperGroup):
         return [*super().list_commands(ctx), *sorted(name for name in _installed() if name not in self.commands)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One of ours, or a placeholder that shows in the help."""
+        """Return a command of the client, or a placeholder for the help."""
         if cmd_name in self.commands or cmd_name not in _installed():
             return super().get_command(ctx, cmd_name)
         return TyperCommand(cmd_name, help=_OF_SERVER.get(cmd_name, "A command of an installed extension."))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command to run: here the placeholder becomes the real one."""
+        """Return the command to run: the placeholder becomes the real one."""
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
@@ -124,7 +124,7 @@ def options(
     _: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
     """Where to go; without these, the environment and `hanse login` say."""
-    connection.GIVEN.url, connection.GIVEN.token = url, secret
+    connection.GLOBAL_OPTIONS.url, connection.GLOBAL_OPTIONS.token = url, secret
 
 
 app.add_typer(dataset.commands, name="dataset")
@@ -155,26 +155,26 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args)
     except HanseError as error:
-        complain(error)
+        print_error(error)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        complain(HanseError(f"{place_of(error)}: {error.strerror or error}", code="file"))
+        print_error(HanseError(f"{describe_place(error)}: {error.strerror or error}", code="file"))
         sys.exit(EXIT["failed"])
     except UnicodeEncodeError as error:
         if re.search("[\udc80-\udcff]", error.object[error.start : error.end]):  # bytes of the command line
-            said = "expected words and names in UTF-8, came one in another encoding; write, or rename, it anew"
+            said = "expected words and names in UTF-8, got one in another encoding; write, or rename, it anew"
         else:
             said = f"the output is in {error.encoding}, which lacks signs of what is to be said; set PYTHONUTF8=1"
-        complain(BadInput(said))
+        print_error(BadInput(said))
         sys.exit(EXIT["failed"])
     except Exception as error:
         if os.environ.get("HANSE_DEBUG"):
             raise
         # Only its kind: the text of a foreign error may quote anything, a token among it.
         what = type(error).__name__
-        complain(HanseError(f"the command failed unexpectedly ({what}); HANSE_DEBUG=1 shows where", code="defect"))
+        print_error(HanseError(f"the command failed unexpectedly ({what}); HANSE_DEBUG=1 shows where", code="defect"))
         sys.exit(EXIT["failed"])
 
 

@@ -14,14 +14,14 @@ from hanse.cli.output import (
     STANDARD,
     AsJson,
     console,
-    moment,
-    number_of,
+    format_count,
+    format_size,
+    format_time,
     print_json,
     print_rows,
     progress,
     say,
-    size,
-    whole,
+    write_whole,
 )
 from hanse.errors import BadInput, Broken, SignerUnknown, Unverified
 
@@ -55,7 +55,7 @@ def list_(
     found = space().api.get("/audit/events", **asked, since=since, until=until, before=before, limit=limit)
     shown: dict[str, Any] = {
         "#": "idx",
-        "time": lambda row: moment(row["ts"]),
+        "time": lambda row: format_time(row["ts"]),
         "what": "kind",
         "who": lambda row: row["body"].get("actor"),
         "dataset": lambda row: row["body"].get("dataset", "").rpartition(":")[2],
@@ -71,7 +71,7 @@ def list_(
 
 
 def _rows(row: dict[str, Any]) -> Any:
-    """The rows of a record; figures over groups are named as what they are."""
+    """Return the rows of a record; statistics over groups are named as results."""
     detail = row["body"].get("detail") or {}
     return f"{detail.get('rows')} results" if detail.get("gives") == "results" else detail.get("rows")
 
@@ -80,11 +80,10 @@ def _rows(row: dict[str, Any]) -> Any:
 def show(
     idx: Annotated[int, typer.Argument(min=0, help="The record's number.", show_default=False)], key: Key = ""
 ) -> None:
-    """One record with its proof (C2SP tlog-proof), which is checked: that the log's key signed this very text under
-    this number. Prints JSON.
+    """Print one record with its proof (C2SP tlog-proof) as JSON, after checking that the log's key signed this text
+    under this number.
 
-    Without --key the key is the one that the connector gives with the record, which shows no more than that it
-    contradicts itself nowhere.
+    Without --key the connector's own key is used, which only shows that the record is consistent.
     """
     from hanse.audit.verify import Bad, verify_record
 
@@ -128,11 +127,11 @@ def export(
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
     if output.exists() and (str(output) in STANDARD or not output.is_file()):
-        raise BadInput(f"expected the name of a file, which is checked once it is written, came {output}")
+        raise BadInput(f"expected the name of a file, which is checked once it is written, got {output}")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
     written = 0
     try:
-        with whole(output) as file:
+        with write_whole(output) as file:
             with progress(f"exporting to {output}", of="bytes") as advance:
                 for block, _ in space().api.blocks("/audit/export", **asked, since=since, until=until):
                     file.write(block)
@@ -141,13 +140,14 @@ def export(
             file.flush()
             records = records_in(Path(file.name))
     except Bad as error:
-        raise Broken(f"{space().api.url} sent no evidence file: {error}") from None
+        raise Broken(f"expected an evidence file from {space().api.url}, got another form: {error}") from None
     if not records:
         say(f"note: no record fits, and {output} is evidence of none; `hanse audit list` shows what there is")
-    told = f"{number_of(records, 'record')}, {size(written)}"
+    summary = f"{format_count(records, 'record')}, {format_size(written)}"
     how = f"`hanse audit verify {output} --key KEY`"
     say(
-        f"{output}: {told}; check it anywhere with {how}, KEY being a copy of `hanse audit key` that you keep elsewhere"
+        f"{output}: {summary}; check it anywhere with {how}, where KEY is a copy of `hanse audit key` that you keep "
+        "elsewhere"
     )
 
 
@@ -162,8 +162,8 @@ def verify(
 ) -> None:
     """Check an evidence file offline: needs no connector and no network.
 
-    Exit 6 where it does not hold. Exit 7 where it holds and no --key was given: who signed it is not known then, as
-    anybody can make a file that holds, with a key of his own and the name of any log.
+    Exit 6 if it does not hold. Exit 7 if it holds and no --key was given: the signer is unknown then, because any
+    person can make a valid file with a key of his own and the name of any log.
     """
     from dataclasses import asdict
 
@@ -187,7 +187,7 @@ def verify(
 
 
 def key_of(text: str) -> str | None:
-    """A verifier key from an option: a file that holds it, or itself."""
+    """Read a verifier key from an option: a file, or the key itself."""
     if not text:
         return None
     if "+" in text and not Path(text).is_file():
@@ -196,7 +196,7 @@ def key_of(text: str) -> str | None:
         return Path(text).read_text("utf-8").strip()
     except UnicodeDecodeError:
         raise BadInput(
-            f"{text}: expected a file with a verifier key, as `hanse audit key` prints it, came one that is no text"
+            f"{text}: expected a file with a verifier key, as `hanse audit key` prints it, got one that is no text"
         ) from None
 
 
@@ -216,12 +216,14 @@ def _show(report: Any) -> None:
         whose = f" of {report.origin}" if report.key_given else ""
         signer = "" if report.key_given else ", signed by a key that came with the file: who signed is not known"
         held = "holds" if report.records == 1 else "hold"
-        out.print(escape(f"{number_of(report.records, 'record')}{whose} {held}, under root {report.root}{signer}"))
+        out.print(escape(f"{format_count(report.records, 'record')}{whose} {held}, under root {report.root}{signer}"))
     elif report.first_bad is not None:
         out.print(f"[red]bad[/] first bad record: {report.first_bad}")
 
 
 def _extract(terms: Mapping[str, Any]) -> str:
-    """What an extract is, by its filter."""
-    told = (f"{name} {moment(term) if name in ('since', 'until') else term}" for name, term in sorted(terms.items()))
-    return f"an extract of {', '.join(told)}: it proves that these are in the log, not that they are all"
+    """Describe an extract by its filter."""
+    shown = (
+        f"{name} {format_time(term) if name in ('since', 'until') else term}" for name, term in sorted(terms.items())
+    )
+    return f"an extract of {', '.join(shown)}: it proves that these are in the log, not that they are all"

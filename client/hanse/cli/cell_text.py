@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import bounded
+from hanse._arrow.value_limits import refuse_oversized
 
 _LAST = 2**63 - 1
 _CYCLE = 146_097  # days of 400 years, after which the calendar is the same again
@@ -24,80 +24,80 @@ _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    """The rows, of what JSON knows: a value each column, as names may repeat."""
-    return zip(*map(_values, batch.columns), strict=True)
+    """Yield rows of JSON values: one for each column, because names may repeat."""
+    return zip(*map(_json_values, batch.columns), strict=True)
 
 
 def fields(values: pa.Array) -> pa.Array:
-    """A column of CSV: numbers and truth as they are, all else as text."""
+    """Return a CSV column: numbers and booleans unchanged, anything else as text."""
     if is_plain(values.type):
         return values
     texts = [one if one is None or isinstance(one, str) else json.dumps(one, ensure_ascii=False)
-             for one in _values(values)]  # fmt: skip
+             for one in _json_values(values)]  # fmt: skip
     return pa.array(texts, pa.string())
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether CSV has such values as they are."""
+    """Return whether CSV holds such values unchanged."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def in_seconds(kind: pa.DataType) -> bool:
-    """Whether these are moments in seconds, which Parquet has not."""
+    """Return whether these are timestamps in seconds, which Parquet does not have."""
     return bool(pa.types.is_timestamp(kind) and kind.unit == "s")
 
 
 def milliseconds(values: pa.Array) -> pa.Array:
-    """Moments in seconds in milliseconds: Arrow does not make them of infinity, which is the last number there is."""
+    """Convert timestamps from seconds to milliseconds; Arrow cannot convert infinity, the largest number."""
     import pyarrow.compute as pc
 
     numbers = values.cast(pa.int64())
     ends = pc.is_in(numbers, pa.array([_LAST, -_LAST]))
-    told = pc.if_else(ends, numbers, pc.multiply_checked(pc.if_else(ends, 0, numbers), 1000))
-    return told.cast(pa.timestamp("ms", values.type.tz))
+    scaled = pc.if_else(ends, numbers, pc.multiply_checked(pc.if_else(ends, 0, numbers), 1000))
+    return scaled.cast(pa.timestamp("ms", values.type.tz))
 
 
-def _values(values: pa.Array) -> list[Any]:
-    bounded([values])
-    kind = _numbered(values.type)
-    # Arrow 26 fails to cast lists of nulls, also to what they are.
+def _json_values(values: pa.Array) -> list[Any]:
+    refuse_oversized([values])
+    kind = _integer_type(values.type)
+    # Arrow 26 fails to cast lists of nulls, even to their own type.
     found: list[Any] = (values if kind == values.type else values.cast(kind)).to_pylist()
     if pa.types.is_integer(values.type) or pa.types.is_string(values.type):
         return found
-    return [_said(one, values.type) for one in found]
+    return [_to_json_value(value, values.type) for value in found]
 
 
 def _is_moment(kind: pa.DataType) -> bool:
     return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind))
 
 
-def _numbered(kind: pa.DataType) -> pa.DataType:
-    """With the numbers that moments are stored as: those of Python have few years and no nanoseconds."""
+def _integer_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type with integers for times: Python's have a small range of years and no nanoseconds."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_numbered(field.type)) for field in kind])
+        return pa.struct([field.with_type(_integer_type(field.type)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(_numbered(kind.key_type), _numbered(kind.item_type))
+        return pa.map_(_integer_type(kind.key_type), _integer_type(kind.item_type))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_numbered(kind.value_type), kind.list_size)
+        return pa.list_(_integer_type(kind.value_type), kind.list_size)
     if pa.types.is_list(kind):
-        return pa.list_(_numbered(kind.value_type))
+        return pa.list_(_integer_type(kind.value_type))
     if _is_moment(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     return kind
 
 
-def _said(value: Any, kind: pa.DataType) -> Any:
-    """A value, moments as numbers, as JSON can say it."""
+def _to_json_value(value: Any, kind: pa.DataType) -> Any:
+    """Convert a value, with times as integers, to JSON."""
     if value is None:
         return None
     if pa.types.is_struct(kind):
-        return {field.name: _said(value[field.name], field.type) for field in kind}
+        return {field.name: _to_json_value(value[field.name], field.type) for field in kind}
     if pa.types.is_map(kind):
-        return [[_said(key, kind.key_type), _said(one, kind.item_type)] for key, one in value]
+        return [[_to_json_value(key, kind.key_type), _to_json_value(item, kind.item_type)] for key, item in value]
     if pa.types.is_nested(kind):
-        return [_said(one, kind.value_type) for one in value]
+        return [_to_json_value(item, kind.value_type) for item in value]
     if _is_moment(kind):
-        return _moment(value, kind)
+        return _format_moment(value, kind)
     if pa.types.is_interval(kind):
         months, days, nanoseconds = value
         return f"P{months}M{days}DT{Decimal(nanoseconds).scaleb(-9).normalize():f}S"
@@ -109,21 +109,22 @@ def _said(value: Any, kind: pa.DataType) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _moment(number: int, kind: pa.DataType) -> str:
-    """Arrow knows no years beyond 32767, and wraps those that have a zone: so each is taken to our 400 years first."""
+def _format_moment(number: int, kind: pa.DataType) -> str:
+    """Format a date or time. Arrow wraps years beyond 32767 in a time zone: shift each value into one cycle of 400
+    years first."""
     if pa.types.is_time(kind):
-        if number == 86_400 * _SECOND[kind.unit]:  # the end of a day, which Arrow does not know
-            return f"24{_arrows(0, kind)[2:]}"
-        return _arrows(number, kind)
+        if number == 86_400 * _SECOND[kind.unit]:  # 24:00, which Arrow does not have
+            return f"24{_format_by_arrow(0, kind)[2:]}"
+        return _format_by_arrow(number, kind)
     if abs(number) == 2 ** (kind.bit_width - 1) - 1:
         return "infinity" if number > 0 else "-infinity"
     zoned = pa.types.is_timestamp(kind) and kind.tz is not None
     day = 1 if pa.types.is_date32(kind) else 86_400 * _SECOND["ms" if pa.types.is_date64(kind) else kind.unit]
     cycles, rest = divmod(number, _CYCLE * day)
-    text = _arrows(rest, pa.timestamp(kind.unit) if zoned else kind)
+    text = _format_by_arrow(rest, pa.timestamp(kind.unit) if zoned else kind)
     year = int(text[:4]) + 400 * cycles
     return f"{year:0{5 if year < 0 else 4}}{text[4:]}{'Z' if zoned else ''}"
 
 
-def _arrows(number: int, kind: pa.DataType) -> str:
-    return str(pa.scalar(number, _numbered(kind)).cast(kind).cast(pa.string()))
+def _format_by_arrow(number: int, kind: pa.DataType) -> str:
+    return str(pa.scalar(number, _integer_type(kind)).cast(kind).cast(pa.string()))

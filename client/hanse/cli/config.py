@@ -24,10 +24,10 @@ def login(
 ) -> None:
     """Keep an address and a token for it, after trying them."""
     from hanse.client import Space
-    from hanse.config import found, keep
+    from hanse.config import find_connection, keep
 
-    to = found(url=url or connection.GIVEN.url, token="")
-    given = token or connection.GIVEN.token
+    to = find_connection(url=url or connection.GLOBAL_OPTIONS.url, token="")
+    given = token or connection.GLOBAL_OPTIONS.token
     if not given:
         given = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
     try:
@@ -47,15 +47,15 @@ def login(
 
 def logout() -> None:
     """Forget what `hanse login` kept."""
-    from hanse.config import forget, path
+    from hanse.config import forget, login_file
 
-    say(f"removed {path()}" if forget() else "nothing was kept")
+    say(f"removed {login_file()}" if forget() else "nothing was kept")
 
 
 def config(as_json: AsJson = False) -> None:
     """Where commands go, and where that was said. Never shows the token."""
-    from hanse.config import path
+    from hanse.config import login_file
 
     to = connection.where()
-    row = {"url": to.url, "token": "set" if to.token else "missing", "token_from": to.source, "file": str(path())}
+    row = {"url": to.url, "token": "set" if to.token else "missing", "token_from": to.source, "file": str(login_file())}
     print_one(row, {name: name for name in row}, as_json=as_json)

@@ -1,4 +1,4 @@
-"""How a command reaches the connector: options before the command, environment, or what `hanse login` kept."""
+"""The connector of a command: from options before the command, the environment, or the file of `hanse login`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hanse.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from hanse.client import Space
-    from hanse.config import Where
+    from hanse.config import Connection
 
 
 _PAGE, _ROWS_MAX = 100, 10_000
@@ -20,24 +20,24 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Given:
-    """What the options before the command said. One process runs one command."""
+class GlobalOptions:
+    """The options before the command. One process runs one command."""
 
     url: str = ""
     token: str = ""
 
 
-GIVEN = Given()
+GLOBAL_OPTIONS = GlobalOptions()
 
 
-def where() -> Where:
-    from hanse.config import found
+def where() -> Connection:
+    from hanse.config import find_connection
 
-    return found(url=GIVEN.url, token=GIVEN.token)
+    return find_connection(url=GLOBAL_OPTIONS.url, token=GLOBAL_OPTIONS.token)
 
 
 def space() -> Space:
-    """The connector to talk to. Unauthenticated where nobody said which token to show."""
+    """Connect to the connector. Raises: Unauthenticated without a token."""
     from hanse.client import Space
 
     to = where()
@@ -50,24 +50,25 @@ def space() -> Space:
     return Space(to.url, to.token)
 
 
-def listed(path: str, *, after: Callable[[Row], Any] | None = None, **asked: Any) -> list[Row]:
-    """All rows of a list of the connector's, page by page; at most 10,000, which is said. One of before gives all of
-    them, whatever was asked for.
+def list_all(path: str, *, after: Callable[[Row], Any] | None = None, **query: Any) -> list[Row]:
+    """Return all rows of a list of the connector, page by page; at most 10,000, with a message. Older connectors return
+    all rows at once.
 
-    `after`: what its next page begins behind, of the last row of one; without it, lists are asked by `offset`.
+    `after`: the function of a page's last row that its next page begins after; without it, pages are requested by
+    `offset`.
     """
     api, rows, more = space().api, dict[Any, Row](), dict[str, Any]()
     for seen in range(_PAGE, _ROWS_MAX + 1, _PAGE):
-        page, known = api.get(path, **asked, **more, limit=_PAGE), len(rows)
-        rows |= {(after or _own)(row): row for row in page}  # what was new meanwhile has moved the others on
+        page, known = api.get(path, **query, **more, limit=_PAGE), len(rows)
+        rows |= {(after or _row_key)(row): row for row in page}  # new rows shift the pages
         if len(page) != _PAGE or len(rows) == known:
             break
         more = {"after": after(page[-1])} if after else {"offset": seen}
     else:
-        say(f"these are the first {len(rows):,}; the management API's {path} goes on behind them")
+        say(f"these are the first {len(rows):,} rows; the management API's {path} has the others")
     return list(rows.values())
 
 
-def _own(row: Row) -> tuple[Any, ...]:
-    """What a row is told by: of an agreement we may have both sides."""
+def _row_key(row: Row) -> tuple[Any, ...]:
+    """Return a row's key: a connector may hold both sides of an agreement."""
     return row["id"], row.get("role")

@@ -1,4 +1,4 @@
-"""`hanse dataset`: what this connector could offer. Nobody else sees a dataset before it has an offer."""
+"""`hanse dataset`: datasets that this connector could offer. Others see a dataset only once it has an offer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import Call, segment
-from hanse.cli.connection import listed, space
+from hanse.agreement import Call, quote_segment
+from hanse.cli.connection import list_all, space
 from hanse.cli.output import (
     EXIT,
     AsJson,
-    at,
-    cell,
-    counted,
+    format_cell,
+    format_size,
     print_json,
     print_one,
     print_rows,
     print_sentences,
     say,
-    size,
+    show_progress_of,
+    time_column,
 )
 from hanse.errors import BadInput, HanseError
 
@@ -38,8 +38,8 @@ _FIELDS: dict[str, Any] = {
     "description": "description",
     "kind": "kind",
     "rows": "rows",
-    "size": lambda row: size(row.get("bytes") or 0),
-    "left out": lambda row: _left_out(row.get("report") or {}),
+    "size": lambda row: format_size(row.get("bytes") or 0),
+    "left out": lambda row: _left_out_lines(row.get("report") or {}),
     "note": lambda row: "; ".join(filter(None, [(row.get("report") or {}).get("note"), row.get("note")])),
     "reads": lambda row: (
         "refused: a file is not what was registered, or is gone" if row.get("unchanged") is False else ""
@@ -48,7 +48,7 @@ _FIELDS: dict[str, Any] = {
     "license": "license",
     "keywords": "keywords",
     "files": lambda row: _files(row.get("files") or []),
-    "registered": at("created_at"),
+    "registered": time_column("created_at"),
 }
 
 Name = Annotated[str, typer.Argument(help="The dataset's name.", show_default=False)]
@@ -81,7 +81,7 @@ def add(
     """
     about = {"title": title, "description": description, "keywords": keyword or [], "theme": theme, "license": license}
     body = {"name": name, "path": path, "kind": kind, "options": _options(option or []), "accept": accept, **about}
-    row = _registered(name, "/datasets", {key: value for key, value in body.items() if value})
+    row = _register(name, "/datasets", {key: value for key, value in body.items() if value})
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
         if row.get("report"):
@@ -99,15 +99,21 @@ def stop(name: Name) -> None:
 @commands.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Your datasets."""
-    rows = listed("/datasets", after=itemgetter("id"))
-    shown = {"name": "name", "title": "title", "rows": "rows", "size": _FIELDS["size"], "registered": at("created_at")}
+    rows = list_all("/datasets", after=itemgetter("id"))
+    shown = {
+        "name": "name",
+        "title": "title",
+        "rows": "rows",
+        "size": _FIELDS["size"],
+        "registered": time_column("created_at"),
+    }
     print_rows(rows, shown, as_json=as_json)
 
 
 @commands.command()
 def show(name: Name, as_json: AsJson = False) -> None:
     """One dataset, with its columns."""
-    row = space().api.get(f"/datasets/{segment(name)}")
+    row = space().api.get(f"/datasets/{quote_segment(name)}")
     print_one(row, _FIELDS, as_json=as_json)
     if as_json:
         return
@@ -129,8 +135,8 @@ def update(
 
     It is held against every offer and agreement first; what does not fit is named, and refused unless accepted.
     """
-    row = _registered(
-        name, f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
+    row = _register(
+        name, f"/datasets/{quote_segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
     )
     print_one(row, _FIELDS, as_json=as_json)
     if row.get("report") and not as_json:
@@ -153,7 +159,7 @@ def preview(
     The rows pass the same gate as its own reads would, and the look is recorded as a read of yours.
     """
     asked = {"as": participant, "offer": offer, "purpose": purpose, "action": action}
-    found = space().api.get(f"/datasets/{segment(name)}/preview", **asked)
+    found = space().api.get(f"/datasets/{quote_segment(name)}/preview", **asked)
     if as_json:
         print_json(found)
     else:
@@ -174,27 +180,27 @@ def _print_preview(found: dict[str, Any]) -> None:
         say(found["note"])
         return
     names = found["columns_shown"]
-    rows = [dict(zip(names, map(cell, row), strict=True)) for row in found["rows"]]
+    rows = [dict(zip(names, map(format_cell, row), strict=True)) for row in found["rows"]]
     print_rows(rows, {name: name for name in names}, as_json=False)
 
 
 @commands.command()
 def remove(name: Name) -> None:
     """Remove a dataset that has no offers and no agreements. Your files stay."""
-    space().api.delete(f"/datasets/{segment(name)}")
+    space().api.delete(f"/datasets/{quote_segment(name)}")
     say(f"{name} is removed; its files were not touched")
 
 
-def _registered(name: str, path: str, body: dict[str, Any]) -> Any:
-    """Ask for a registration and show how far it is until it has ended. Whoever interrupts us stops it."""
+def _register(name: str, path: str, body: dict[str, Any]) -> Any:
+    """Request a registration and show its progress until it ends. Ctrl-C stops it."""
     api = space().api
 
     def look() -> tuple[str, int, int]:
-        found = api.get(_registration(name))
-        return found["state"], found["done"], found["files"]
+        state = api.get(_registration(name))
+        return state["state"], state["done"], state["files"]
 
     try:
-        with counted(name, look):
+        with show_progress_of(name, look):
             return api.do(Call("POST", path, body=body, seconds=_SECONDS))
     except KeyboardInterrupt:
         with suppress(HanseError):  # closing the connection may have stopped it already
@@ -205,11 +211,11 @@ def _registered(name: str, path: str, body: dict[str, Any]) -> Any:
 
 
 def _registration(name: str) -> str:
-    return f"/registrations/{segment(name)}"
+    return f"/registrations/{quote_segment(name)}"
 
 
 def _files(paths: list[str]) -> list[str]:
-    """The first of many."""
+    """Return the first of many paths."""
     more = len(paths) - _FILES_SHOWN
     return paths if more <= 0 else [*paths[:_FILES_SHOWN], f"and {more:,} more"]
 
@@ -232,35 +238,35 @@ _FIGURES = {
 
 
 def _print_columns(row: dict[str, Any], **more: Any) -> None:
-    """Columns with their types, and where they were converted, what each was in another system, and what to know."""
+    """Print columns with their types, and for converted ones the original type and notes."""
     report = row.get("report") or {}
-    told = {one["name"]: {"was": one.get("was"), "note": one.get("note")} for one in report.get("columns", [])}
-    columns = [{**column, **told.get(column["name"], {})} for column in row.get("columns", [])]
+    notes = {entry["name"]: {"was": entry.get("was"), "note": entry.get("note")} for entry in report.get("columns", [])}
+    columns = [{**column, **notes.get(column["name"], {})} for column in row.get("columns", [])]
     known = {key: key for key in ("was", "note") if any(column.get(key) for column in columns)}
     print_rows(columns, {"column": "name", "type": "type", **known, **more}, as_json=False)
 
 
-def _left_out(report: dict[str, Any]) -> str:
-    """The lines that a conversion could not read: how many, and the first of them."""
+def _left_out_lines(report: dict[str, Any]) -> str:
+    """Describe the lines that a conversion could not read: their number, and the first of them."""
     lines, files = report.get("left_out", [])[:_LINES_SHOWN], report.get("files", [])
-    told = [f"{_line(one, files)} ({': '.join(filter(None, (one['column'], one['problem'])))})" for one in lines]
-    more = int(report.get("left_out_count", 0)) - len(told)
-    return ", ".join([*told, f"and {more:,} more"] if more > 0 else told)
+    parts = [f"{_line(line, files)} ({': '.join(filter(None, (line['column'], line['problem'])))})" for line in lines]
+    more = int(report.get("left_out_count", 0)) - len(parts)
+    return ", ".join([*parts, f"and {more:,} more"] if more > 0 else parts)
 
 
-def _line(one: dict[str, Any], files: list[dict[str, Any]]) -> str:
-    """Which line, and of many files of which."""
-    of_many = len(files) > 1 and "file" in one  # an older connector does not say
-    return f"line {one['line']}" + (f" of {files[one['file'] - 1]['name']}" if of_many else "")
+def _line(entry: dict[str, Any], files: list[dict[str, Any]]) -> str:
+    """Describe a line; with several files also its file."""
+    of_many = len(files) > 1 and "file" in entry  # older connectors omit it
+    return f"line {entry['line']}" + (f" of {files[entry['file'] - 1]['name']}" if of_many else "")
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; a value that is JSON is taken as JSON."""
+    """Parse `name=value` pairs; a value that is JSON is parsed as JSON."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise BadInput(f"expected --option name=value, came {pair!r}")
+            raise BadInput(f"expected --option name=value, got {pair!r}")
         try:
             options[name] = json.loads(text)
         except ValueError:

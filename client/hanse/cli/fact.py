@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hanse.cli.connection import listed, space
-from hanse.cli.output import AsJson, at, moment, print_json, print_rows, say
+from hanse.cli.connection import list_all, space
+from hanse.cli.output import AsJson, format_time, print_json, print_rows, say, time_column
 
 commands = typer.Typer(help="What you know of participants, and vouch for.", no_args_is_help=True)
 
@@ -32,16 +32,16 @@ def add(
         print_json(rows)
         return
     for row in rows:
-        ends = f" until {moment(row['valid_until'])}" if row.get("valid_until") else ""
+        ends = f" until {format_time(row['valid_until'])}" if row.get("valid_until") else ""
         say(f"you vouch that {row['fact']} of {row['subject']} is {row['value']}{ends}")
 
 
 @commands.command("list")
 def list_(as_json: AsJson = False) -> None:
     """What you vouch for."""
-    columns = {"subject": "subject", "fact": "fact", "value": "value", "until": at("valid_until")}
+    columns = {"subject": "subject", "fact": "fact", "value": "value", "until": time_column("valid_until")}
     print_rows(
-        listed("/facts", after=itemgetter("subject", "fact", "value")),
+        list_all("/facts", after=itemgetter("subject", "fact", "value")),
         {**columns, "evidence": "evidence", "by": "recorded_by"},
         as_json=as_json,
     )
@@ -59,18 +59,18 @@ def remove(
     say(f"you no longer vouch for {fact} of {subject}")
 
 
-@commands.command()
-def known(
+@commands.command("known")
+def show_known(
     participant: Annotated[str, typer.Argument(help="A participant's DID.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """All that is known of a participant now, from whom, and who could supply the rest."""
+    """Show all that is known of a participant now, from whom, and who could supply the rest."""
     found = space().api.get("/facts/known", participant=participant)
     if as_json:
         print_json(found)
         return
     rows = [
-        {"fact": fact, "value": entry["values"], "from": entry["source"], "until": moment(entry.get("validUntil"))}
+        {"fact": fact, "value": entry["values"], "from": entry["source"], "until": format_time(entry.get("validUntil"))}
         for fact, entry in found["known"].items()
     ]
     rows += [{"fact": fact, "value": "(unknown)", "from": f"could be: {who}"} for fact, who in found["unknown"].items()]

@@ -1,4 +1,4 @@
-"""`hanse audit match`: what one log says that left, against what the other says that came."""
+"""`hanse audit match`: compares what one log records as sent with what the other records as received."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.audit import key_of
-from hanse.cli.output import AsJson, number_of, print_json, print_rows, say
+from hanse.cli.output import AsJson, format_count, print_json, print_rows, say
 from hanse.errors import BadInput, SignerUnknown, Unverified
 
 File = Annotated[Path, typer.Argument(help="An evidence file of one side.", show_default=False)]
@@ -39,13 +39,13 @@ def match(
     from hanse.audit.match import UNPROVEN
     from hanse.audit.match import match as compared
 
-    trusted = {_verified(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
+    trusted = {_verify_signer(path, [given for text in key if (given := key_of(text))]) for path in (one, other)}
     if len(trusted) < 2:
-        raise BadInput(f"expected the files of two logs, came two of the same: {one} and {other}")
+        raise BadInput(f"expected the files of two logs, got two of the same: {one} and {other}")
     found = compared(one, other)
     if not found.reads:
         raise BadInput(
-            "expected two logs of which one side has read from the other, came two without a read or an agreement in "
+            "expected two logs of which one side has read from the other, got two without a read or an agreement in "
             "common: is one of them an extract of something else? An owner's whole log in which there is no trace of a "
             "reader who has receipts of his leaves out what he read"
         )
@@ -55,31 +55,31 @@ def match(
         _show(found, limit)
     if found.contradictions:
         raise Unverified(
-            f"the two logs contradict each other about {number_of(found.contradictions, 'read')}",
+            f"the two logs contradict each other about {format_count(found.contradictions, 'read')}",
             code="logs_contradict",
         )
     if strict and (unproven := {verdict: found.counts[verdict] for verdict in UNPROVEN if found.counts[verdict]}):
-        said = ", ".join(f"{number_of(number, 'read')}: {verdict}" for verdict, number in unproven.items())
-        raise Unverified(f"what left of some reads is not proven ({said})", code="receipts_missing")
+        counts = ", ".join(f"{format_count(number, 'read')}: {verdict}" for verdict, number in unproven.items())
+        raise Unverified(
+            f"expected a receipt for each read, got reads without proof ({counts})", code="receipts_missing"
+        )
     if not key:
         raise SignerUnknown(
-            "the two files contradict each other nowhere, and who signed them is not known: their keys came with them; "
-            "give those of both logs with --key, from sources that you trust (exit code 7)",
+            "the two files do not contradict each other, but their signers are unknown: the keys came with the files; "
+            "give the keys of both logs with --key, from sources that you trust (exit code 7)",
             code="signer_unknown",
         )
 
 
-def _verified(path: Path, keys: list[str]) -> str:
-    """The key of the log that a file is of. Unverified where it does not hold, or is of none of these."""
+def _verify_signer(path: Path, keys: list[str]) -> str:
+    """Return the key of a file's log. Raises: Unverified if it does not hold, or has none of these keys."""
     from hanse.audit import verify
 
     report = verify.verify(path)
     if not report.ok:
         raise Unverified(f"{path} does not hold: {report.problem}", code="evidence_invalid")
     if keys and report.key not in keys:
-        raise Unverified(
-            f"{path} is signed with none of the keys given, but with {report.key}", code="evidence_invalid"
-        )
+        raise Unverified(f"expected {path} to be signed with a given key, got {report.key}", code="evidence_invalid")
     return report.key
 
 
@@ -97,10 +97,10 @@ def _show(found: Any, limit: int) -> None:
     }
     print_rows([asdict(read) for read in found.reads[:limit]], columns, as_json=False)
     if len(found.reads) > limit:
-        say(f"{number_of(len(found.reads) - limit, 'more read')}: --limit shows more, --json all")
+        say(f"{format_count(len(found.reads) - limit, 'more read')}: --limit shows more, --json all")
     say(", ".join(f"{count:,} {verdict}" for verdict, count in found.counts.items() if count))
 
 
 def _name(origin: str) -> str:
-    """Of `north.example/audit/north` the last part, which people say."""
+    """Return the last part of an origin: `north` of `north.example/audit/north`."""
     return str(origin).rpartition("/")[2]

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from hanse.agreement import DPV, segment
-from hanse.cli.connection import listed, space
-from hanse.cli.output import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
+from hanse.agreement import DPV, quote_segment
+from hanse.cli.connection import list_all, space
+from hanse.cli.output import (
+    AsJson,
+    console,
+    print_json,
+    print_one,
+    print_rows,
+    print_sentences,
+    progress,
+    say,
+    time_column,
+)
 from hanse.errors import HanseError
 
 if TYPE_CHECKING:
@@ -82,9 +92,9 @@ def negotiate(
 
 def negotiations(role: Role = "", state: Annotated[str, typer.Option()] = "", as_json: AsJson = False) -> None:
     """Negotiations, ours and those of others with us."""
-    rows = listed("/negotiations", role=role, state=state)
+    rows = list_all("/negotiations", role=role, state=state)
     shown = {"id": "id", "role": "role", "with": "counterparty", "dataset": "dataset", "state": "state"}
-    more = {"waits for": "waits_for", "why": "reason", "changed": at("updated_at")}
+    more = {"waits for": "waits_for", "why": "reason", "changed": time_column("updated_at")}
     print_rows(rows, {**shown, **more}, as_json=as_json)
 
 
@@ -94,13 +104,13 @@ def agreements(
     """Agreements that were signed, or one of them in plain words, with the columns that we may read under it."""
     api = space().api
     if agreement:
-        row = api.get(f"/agreements/{segment(agreement)}")
+        row = api.get(f"/agreements/{quote_segment(agreement)}")
         if row["role"] == "consumer" and row["state"] == "active":
             row = {**row, **_allowed(api, agreement)}
         fields: dict[str, Any] = {"id": "id", "dataset": "dataset", "provider": "provider", "consumer": "consumer"}
         print_one(
             row,
-            {**fields, "state": "state", "signed": at("signed_at"), "why": "end_reason", "problem": "problem"},
+            {**fields, "state": "state", "signed": time_column("signed_at"), "why": "end_reason", "problem": "problem"},
             as_json=as_json,
         )
         if not as_json:
@@ -108,13 +118,13 @@ def agreements(
             _print_allowed(row.get("allows", {}))
         return
     shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": "counterparty", "state": "state"}
-    print_rows(listed("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
+    print_rows(list_all("/agreements", role=role), {**shown, "signed": time_column("signed_at")}, as_json=as_json)
 
 
 def _allowed(api: Api, agreement: str) -> dict[str, Any]:
     """What its owner lets us read; nothing, and a word why, where it cannot be asked now."""
     try:
-        return {"allows": api.get(f"/agreements/{segment(agreement)}/contract")}
+        return {"allows": api.get(f"/agreements/{quote_segment(agreement)}/contract")}
     except HanseError as error:
         say(f"its columns are not known now: {error}")
         return {}
@@ -135,7 +145,7 @@ def _print_allowed(allows: Mapping[str, Any]) -> None:
 
 def transfers(role: Role = "", as_json: AsJson = False) -> None:
     """Transfers and how they stand."""
-    rows = listed("/transfers", role=role)
+    rows = list_all("/transfers", role=role)
     datasets = {} if as_json or not rows else _datasets(role)
     shown = {
         "id": "id",
@@ -144,13 +154,13 @@ def transfers(role: Role = "", as_json: AsJson = False) -> None:
         "with": "counterparty",
     }
     more = {"agreement": "agreement_id", "state": "state", "purpose": "purpose", "why": "reason"}
-    print_rows(rows, {**shown, **more, "changed": at("updated_at")}, as_json=as_json)
+    print_rows(rows, {**shown, **more, "changed": time_column("updated_at")}, as_json=as_json)
 
 
 def _datasets(role: str) -> dict[str, str]:
     """What each agreement is about, by its id; none where the agreements cannot be had."""
     try:
-        return {str(one["id"]): str(one["dataset"]) for one in listed("/agreements", role=role)}
+        return {str(one["id"]): str(one["dataset"]) for one in list_all("/agreements", role=role)}
     except HanseError:
         return {}
 
@@ -162,7 +172,7 @@ def revoke(
 ) -> None:
     """End an agreement now: running streams stop, no new ones start."""
     started = time.monotonic()
-    row = space().api.post(f"/agreements/{segment(agreement)}/revoke", {"reason": reason})
+    row = space().api.post(f"/agreements/{quote_segment(agreement)}/revoke", {"reason": reason})
     if as_json:
         print_json(row or {"id": agreement})
         return
@@ -184,7 +194,7 @@ def pending(as_json: AsJson = False) -> None:
     names = {} if as_json or not rows else _names(api)
     shown = {"id": "id", "name": lambda row: names.get(row["counterparty"]), "with": "counterparty"}
     more = {"dataset": "dataset", "offer": "offer_id", "state": "state", "why": "reason"}
-    print_rows(rows, {**shown, **more, "since": at("updated_at")}, as_json=as_json)
+    print_rows(rows, {**shown, **more, "since": time_column("updated_at")}, as_json=as_json)
     if as_json or not rows:
         return
     for row in rows:
@@ -206,10 +216,10 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Say yes: agree as provider, accept an offer or verify an agreement as consumer."""
-    row = space().api.post(f"/negotiations/{segment(negotiation)}/approve", {})
+    row = space().api.post(f"/negotiations/{quote_segment(negotiation)}/approve", {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
     if row.get("pending") and not as_json:
-        say("your yes is on its way: the state moves on when the other side has it; see with `hanse negotiations`")
+        say("the approval is being sent: the state changes when the other side has it; see `hanse negotiations`")
 
 
 def reject(
@@ -217,8 +227,10 @@ def reject(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say no: the negotiation ends, and the other side is told why."""
-    row = space().api.post(f"/negotiations/{segment(negotiation)}/terminate", {"reason": reason} if reason else {})
+    """Say no: the negotiation ends, and the other side gets the reason."""
+    row = space().api.post(
+        f"/negotiations/{quote_segment(negotiation)}/terminate", {"reason": reason} if reason else {}
+    )
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
 
 

@@ -9,9 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import segment
-from hanse.cli.connection import listed, space
-from hanse.cli.output import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
+from hanse.agreement import quote_segment
+from hanse.cli.connection import list_all, space
+from hanse.cli.output import (
+    EXIT,
+    AsJson,
+    format_time,
+    print_json,
+    print_one,
+    print_rows,
+    print_sentences,
+    say,
+    time_column,
+)
 from hanse.cli.policy import document, print_problems, print_withheld
 
 commands = typer.Typer(help="Publish, list and withdraw your offers.", no_args_is_help=True)
@@ -20,8 +30,8 @@ _FIELDS: dict[str, Any] = {
     "id": "id",
     "dataset": "dataset",
     "decide": "decide",
-    "published": at("created_at"),
-    "withdrawn": at("withdrawn_at"),
+    "published": time_column("created_at"),
+    "withdrawn": time_column("withdrawn_at"),
 }
 
 _SEEN = (
@@ -76,22 +86,24 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Your offers."""
-    rows = listed("/offers", dataset=dataset, withdrawn="true" if everything else "false")
+    rows = list_all("/offers", dataset=dataset, withdrawn="true" if everything else "false")
     state = {
-        "state": lambda row: f"withdrawn {moment(row['withdrawn_at'])}" if row.get("withdrawn_at") else _in_force(row)
+        "state": lambda row: (
+            f"withdrawn {format_time(row['withdrawn_at'])}" if row.get("withdrawn_at") else _in_force(row)
+        )
     }
     print_rows(rows, {"id": "id", "dataset": "dataset", "decide": "decide", **state}, as_json=as_json)
 
 
 def _in_force(row: Mapping[str, Any]) -> str:
-    """Open, or why nobody is shown it."""
+    """Return `open`, or why the offer is not shown to others."""
     return ", ".join(problem["code"] for problem in row.get("problems", ())) or "open"
 
 
 @commands.command()
 def show(offer: OfferId, as_json: AsJson = False) -> None:
     """One offer in plain words, and who enforces what."""
-    row = space().api.get(f"/offers/{segment(offer)}")
+    row = space().api.get(f"/offers/{quote_segment(offer)}")
     if as_json:
         print_json(row)
         return
@@ -103,7 +115,7 @@ def show(offer: OfferId, as_json: AsJson = False) -> None:
 @commands.command()
 def withdraw(offer: OfferId) -> None:
     """Take an offer back. Agreements that were made under it stay."""
-    space().api.delete(f"/offers/{segment(offer)}")
+    space().api.delete(f"/offers/{quote_segment(offer)}")
     say(f"{offer} is withdrawn; agreements made under it stay until you revoke them (`hanse agreements`)")
     say(_SEEN)
 

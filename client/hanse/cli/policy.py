@@ -1,4 +1,4 @@
-"""`hanse policy`: write, check, explain and try terms before anybody sees them."""
+"""`hanse policy`: write, check, explain and try terms before others see them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.connection import space
-from hanse.cli.output import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say, told_by
+from hanse.cli.output import (
+    EXIT,
+    AsJson,
+    console,
+    format_time,
+    name_output,
+    print_json,
+    print_rows,
+    print_sentences,
+    say,
+)
 from hanse.errors import BadInput, NotFound
 
 commands = typer.Typer(help="Write, check, explain and try policies.", no_args_is_help=True)
@@ -33,7 +43,7 @@ def new(
         return
     text = _template(template)
     try:
-        with told_by(str(output)), output.open("x") as file:
+        with name_output(str(output)), output.open("x") as file:
             file.write(text)
     except FileExistsError:
         raise BadInput(f"{output} is there already; take another name") from None
@@ -121,7 +131,7 @@ def _seconds(text: str) -> float:
             return when.timestamp()
     except ValueError:
         pass
-    raise BadInput(f"expected a time with its zone such as 2027-12-31T00:00:00Z, came {text!r}")
+    raise BadInput(f"expected a time with its zone such as 2027-12-31T00:00:00Z, got {text!r}")
 
 
 def _side(which: str, given: Path) -> dict[str, Any]:
@@ -136,7 +146,7 @@ def _print_difference(found: dict[str, Any]) -> None:
         {
             "request": change["action"],
             "facts": ", ".join(f"{name} {value}" for name, value in change["facts"].items()),
-            "at": moment(change["now"]),
+            "at": format_time(change["now"]),
             "before": change["before"],
             "after": change["after"],
         }
@@ -244,7 +254,7 @@ def print_problems(problems: list[dict[str, Any]]) -> None:
 def _template(name: str) -> str:
     known = space().api.get("/policies/templates")
     if name not in known:
-        raise NotFound(f"expected one of {', '.join(known)}, came {name!r}")
+        raise NotFound(f"expected one of {', '.join(known)}, got {name!r}")
     return str(known[name])
 
 

@@ -20,18 +20,18 @@ from rich.table import Table
 from hanse.cli.connection import space
 from hanse.cli.output import (
     AsJson,
-    cell,
     console,
-    meanwhile,
-    number_of,
+    format_cell,
+    format_count,
+    format_size,
+    open_stdout,
+    poll_during,
     print_json,
     print_rows,
     print_table,
     progress,
     say,
-    size,
-    to_output,
-    whole,
+    write_whole,
 )
 from hanse.errors import BadInput, GroupsLeftOut, HanseError
 
@@ -87,12 +87,12 @@ def query(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask one question over datasets of any owners that you have agreements with, named "owner".dataset."""
-    format_ = _format("json" if as_json else format_, output, guard=guard)
+    """Run one query over datasets of any owners that you have agreements with, named "owner".dataset."""
+    format_ = _choose_format("json" if as_json else format_, output, guard=guard)
     text = sys.stdin.read() if sql == "-" else sql
     connected = space()
     limits = {"seconds": seconds, "rows": rows, "bytes": sent}
-    asked: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "purpose": purpose,
         "mode": mode,
         "partial": partial,
@@ -101,60 +101,64 @@ def query(
     }
     if explain or analyze:
         if output is not None:
-            raise BadInput("expected no --output beside --explain or --analyze: a plan goes to standard output")
-        plan = connected.explain(text, analyze=analyze, **asked)
+            raise BadInput("expected no --output with --explain or --analyze: a plan goes to standard output")
+        plan = connected.explain(text, analyze=analyze, **parameters)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
-    answer = _asked(connected, text, **asked)
-    _deliver(answer, format_=format_, output=output, total=None)
+    answer = _run_query(connected, text, **parameters)
+    _write_answer(answer, format_=format_, output=output, total=None)
     for sentence in answer.left_out:
         say(sentence)
     if answer.owners:
-        with _on_stderr():
+        with _print_to_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
-    for rule, owners in _by_rule(answer.owners).items():
+    for rule, owners in _group_by_rule(answer.owners).items():
         say(f"by agreement ({', '.join(owners)}): {rule}")
-    for one in answer.missing:
-        say(f"partial: without {one.get('reason') or one.get('owner')}")
+    for owner in answer.missing:
+        say(f"partial: without {owner.get('reason') or owner.get('owner')}")
 
 
-def _by_rule(answers: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The rules that shaped the owners' answers, in words, each with those whose answers it shaped."""
-    found: dict[str, list[str]] = {}
-    for one in answers:
-        rules = one.get("policy")
+def _group_by_rule(answers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the rules that shaped the owners' answers, in words, each with those owners."""
+    owners_by_rule: dict[str, list[str]] = {}
+    for answer in answers:
+        rules = answer.get("policy")
         for rule in rules if isinstance(rules, list) else []:
-            owners = found.setdefault(str(rule), [])
-            owners += [owner for owner in [str(one.get("owner", ""))] if owner not in owners]
-    return found
+            owners = owners_by_rule.setdefault(str(rule), [])
+            owners += [owner for owner in [str(answer.get("owner", ""))] if owner not in owners]
+    return owners_by_rule
 
 
-def _asked(connected: Space, sql: str, **more: Any) -> Stream:
-    """Ask; where a person looks on, say meanwhile what each owner does."""
+def _run_query(connected: Space, sql: str, **more: Any) -> Stream:
+    """Run a query; on a terminal show meanwhile what each owner does."""
     out = console(err=True)
     if not out.is_terminal:
         return connected.query(sql, **more)
     query_id = secrets.token_hex(8)
-    with out.status("planning") as status, meanwhile(lambda: status.update(escape(told(connected.progress(query_id))))):
+    with (
+        out.status("planning") as status,
+        poll_during(lambda: status.update(escape(describe_progress(connected.progress(query_id))))),
+    ):
         return connected.query(sql, **more, query_id=query_id)
 
 
-def told(progress: Mapping[str, Any]) -> str:
-    """How a question fares, owner by owner, in one line."""
+def describe_progress(progress: Mapping[str, Any]) -> str:
+    """Describe a query's progress, owner by owner, in one line."""
     owners = progress.get("owners", [])
-    parts = [f"{one['owner']} {_came(one)}, {size(one['bytes'])}" for one in owners]
-    parts += [f"without {one['owner']}" for one in progress.get("missing", [])]
-    waiting = dict.fromkeys(str(one["owner"]) for one in progress.get("waiting", []))
+    parts = [f"{owner['owner']} {_row_counts(owner)}, {format_size(owner['bytes'])}" for owner in owners]
+    parts += [f"without {owner['owner']}" for owner in progress.get("missing", [])]
+    waiting = dict.fromkeys(str(owner["owner"]) for owner in progress.get("waiting", []))
     parts += [f"{owner} ..." for owner in waiting]
     return ": ".join(part for part in (str(progress.get("state", "")), " · ".join(parts)) if part)
 
 
-def _came(one: Mapping[str, Any]) -> str:
-    """How many rows an owner sent, rows of data apart from result rows; earlier versions do not tell these apart."""
+def _row_counts(one: Mapping[str, Any]) -> str:
+    """Describe the rows that an owner sent, rows of data apart from result rows; older versions do not separate
+    them."""
     if "result_rows" not in one:
-        return number_of(one["rows"], "row")
+        return format_count(one["rows"], "row")
     counts = ((one.get("data_rows"), "row"), (one["result_rows"], "result row"))
-    return ", ".join(number_of(count, what) for count, what in counts if count) or number_of(0, "row")
+    return ", ".join(format_count(count, what) for count, what in counts if count) or format_count(0, "row")
 
 
 def stream(
@@ -168,86 +172,86 @@ def stream(
     guard: Guard = False,
     output: Output = None,
 ) -> None:
-    """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
-    format_ = _format(format_, output, guard=guard)
+    """Stream the rows of a dataset that an agreement allows; negotiates an agreement first if necessary."""
+    format_ = _choose_format(format_, output, guard=guard)
     got = space().agree(dataset, purpose=purpose)
     if format_ == "parquet":
         _check_plan(got, column or [], where)
     fewer = min(rows, batch_rows or rows) if rows else batch_rows
     answer = got.stream(columns=column or [], where=where, batch_rows=fewer)
-    _deliver(answer, format_=format_, output=output, total=rows)
+    _write_answer(answer, format_=format_, output=output, total=rows)
 
 
-def _format(format_: str, output: Path | None, *, guard: bool) -> str:
-    """The writer to use. BadInput where it cannot be written: before anything is asked, as each read is counted."""
+def _choose_format(format_: str, output: Path | None, *, guard: bool) -> str:
+    """Return the writer to use. Raises: BadInput before anything is read, because each read is counted."""
     chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
     chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
     if chosen not in FORMATS or (chosen == "table" and output is not None):
         known = FORMATS if output is None else FORMATS[1:]
-        raise BadInput(f"expected a format among {', '.join(known)}, came {chosen!r}")
+        raise BadInput(f"expected a format among {', '.join(known)}, got {chosen!r}")
     if chosen in ("parquet", "arrow", "arrows") and output is None and sys.stdout.isatty():
-        raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
+        raise BadInput(f"{chosen} is binary: give --output, or write to a pipe")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise BadInput(f"expected a file in a directory that is there as --output, came {output}")
+        raise BadInput(f"expected --output in an existing directory, got {output}")
     if guard and chosen != "csv":
-        raise BadInput(f"expected --guard beside csv, came {chosen}: no other format is opened as formulas")
+        raise BadInput(f"expected --guard with csv, got {chosen}: no other format is opened as formulas")
     return _GUARDED if guard else chosen
 
 
 def _check_plan(got: Dataset, columns: list[str], where: str) -> None:
-    """BadInput where Parquet has no form for these rows, before the read of them is counted: a plan is none."""
+    """Raises: BadInput if Parquet cannot hold these rows, before a read is counted: a plan does not count."""
     try:
         schema = got.plan(columns=columns, where=where).schema
     except HanseError:
-        return  # the read is refused for the same reason, or there are no plans of such a dataset
+        return  # the read will be refused for the same reason, or the dataset has no plans
     _check_parquet(schema)
 
 
-def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
-    """Write a stream batch by batch. A file is there only when it is whole."""
+def _write_answer(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
+    """Write a stream batch by batch. A file appears only when it is complete."""
     with warnings.catch_warnings(), progress("reading", total=total) as advance, answer:
-        warnings.simplefilter("ignore", GroupsLeftOut)  # `query` says it in words of its own
-        batches = _counted(answer, advance, most=total)
+        warnings.simplefilter("ignore", GroupsLeftOut)  # `query` prints its own sentences
+        batches = _advance_with(answer, advance, most=total)
         if format_ == "table":
             _table(answer, batches)
         else:
             if format_ in _CHECKS:
                 _CHECKS[format_](answer.schema)
-            with _sink(output) as sink:
+            with _open_output(output) as sink:
                 _WRITERS[format_](answer.schema.with_metadata(answer.notes() or None), batches, sink)
-                _policy(answer)
+                _read_policy(answer)
     if output is not None:
-        say(f"{output}: {number_of(answer.rows if total is None else min(answer.rows, total), 'row')}")
-    for rule in _policy(answer):
+        say(f"{output}: {format_count(answer.rows if total is None else min(answer.rows, total), 'row')}")
+    for rule in _read_policy(answer):
         say(f"by agreement: {rule}")
 
 
-def _policy(answer: Stream) -> list[str]:
-    """The rules that the end names; none where the stream was left before it. Broken where it lists none of these, nor
-    owners: asked for before a file is there, as there is none of an answer that is not sound."""
+def _read_policy(answer: Stream) -> list[str]:
+    """Return the rules that the end record names; none if the stream was left before. Raises: Broken for a malformed
+    record, before the file appears."""
     if not answer.end:
         return []
     _ = answer.owners, answer.missing, answer.left_out
     return answer.policy
 
 
-def _counted(answer: Stream, advance: Callable[[float], None], *, most: int | None) -> Iterator[pa.RecordBatch]:
-    """The batches, up to `most` rows: then the stream is left, and its owner records that we left."""
+def _advance_with(answer: Stream, advance: Callable[[float], None], *, most: int | None) -> Iterator[pa.RecordBatch]:
+    """Yield up to `most` rows and advance the bar; then leave the stream, which its owner records."""
     left = most
     for batch in answer:
-        taken = batch if left is None else batch.slice(0, left)
-        yield taken
-        advance(taken.num_rows)
-        if left is not None and (left := left - taken.num_rows) <= 0:
+        part = batch if left is None else batch.slice(0, left)
+        yield part
+        advance(part.num_rows)
+        if left is not None and (left := left - part.num_rows) <= 0:
             return
 
 
-def _sink(output: Path | None) -> AbstractContextManager[IO[bytes]]:
-    return to_output() if output is None else whole(output)
+def _open_output(output: Path | None) -> AbstractContextManager[IO[bytes]]:
+    return open_stdout() if output is None else write_whole(output)
 
 
 def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], *, guard: bool = False) -> None:
-    """Of one column missing values are `""`: most readers pass over an empty line. `guard`: no text is a formula."""
+    """In a single column nulls are `""`: most readers skip an empty line. `guard`: prefix texts that are formulas."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -260,13 +264,18 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], 
     with csv.CSVWriter(sink, kinds) as writer:
         for batch in batches:
             columns = [cell_text.fields(one).cast(kind) for one, kind in zip(batch.columns, shown, strict=True)]
-            columns = [_guard(one, kind) for one, kind in zip(columns, schema.types, strict=True)] if guard else columns
+            columns = (
+                [_guard_formulas(one, kind) for one, kind in zip(columns, schema.types, strict=True)]
+                if guard
+                else columns
+            )
             columns = [one.fill_null("") for one in columns] if alone else columns
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=kinds))
 
 
-def _guard(shown: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column of CSV, an apostrophe before what would be a formula. Numbers stay numbers, below zero too."""
+def _guard_formulas(shown: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Prefix an apostrophe to values of a CSV column that would be formulas. Numbers stay numbers, also negative
+    ones."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -294,29 +303,31 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
-    from hanse._arrow.value_limits import bounded, named
+    from hanse._arrow.value_limits import refuse_oversized, type_names
     from hanse.cli import cell_text
 
     kinds = [pa.timestamp("ms", kind.tz) if cell_text.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], schema.metadata)
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
-            bounded(one for one in batch.columns if "list_view" in named(one.type))  # Parquet has each list by itself
+            refuse_oversized(
+                column for column in batch.columns if "list_view" in type_names(column.type)
+            )  # Parquet stores each list separately
             columns = [cell_text.milliseconds(one) if cell_text.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
 
 def _check_json(schema: pa.Schema) -> None:
-    """BadInput for columns of one name: of those JSON's readers keep one."""
+    """Raises: BadInput for columns with the same name, because JSON readers keep a single one."""
     if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise BadInput(
-            f"expected columns of different names for json, came several called {', '.join(repeated)}; name each with "
+            f"expected columns of different names for json, got several called {', '.join(repeated)}; name each with "
             "AS, or ask for csv"
         )
 
 
 def _check_parquet(schema: pa.Schema) -> None:
-    """BadInput for columns that Parquet has no form for: intervals, also within others."""
+    """Raises: BadInput for columns that Parquet cannot hold: intervals, also nested ones."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -330,7 +341,7 @@ def _check_parquet(schema: pa.Schema) -> None:
     if unfit(schema):
         names = ", ".join(field.name for field in schema if unfit(pa.schema([field])))
         raise BadInput(
-            f"expected columns that Parquet has a form for, came intervals in {names}; leave them out, or ask for csv, "
+            f"expected columns that Parquet can hold, got intervals in {names}; leave them out, or ask for csv, "
             "json or arrow"
         )
 
@@ -363,25 +374,25 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
 
 
 def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
-    """The first rows as a table, and one at least; the rest is counted, as a screen is no place for it."""
+    """Print the first rows as a table, at least one; the rest is counted."""
     from hanse.cli import cell_text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in answer.schema.names:
         table.add_column(escape(name), overflow="fold")
-    held = came = letters = 0
+    held = received = letters = 0
     for batch in batches:
-        came += batch.num_rows
+        received += batch.num_rows
         for row in cell_text.rows(batch.slice(0, max(0, _SHOWN_MAX - held) if letters < _LETTERS_MAX else 0)):
-            cells = [escape(cell(value)) for value in row]
+            cells = [escape(format_cell(value)) for value in row]
             if held and letters + sum(map(len, cells)) > _LETTERS_MAX:
                 letters = _LETTERS_MAX
                 break
             table.add_row(*cells)
             held, letters = held + 1, letters + sum(map(len, cells))
     print_table(table)
-    if came > held:
-        say(f"... and {came - held:,} rows more; use --output to have them all")
+    if received > held:
+        say(f"... and {received - held:,} rows more; use --output to get all of them")
 
 
 def _owner(row: dict[str, Any]) -> str:
@@ -393,26 +404,26 @@ _WITHHELD = {"nothing": "nothing", "possibly": "possibly some", "some": "some"}
 
 
 def _withheld(row: dict[str, Any]) -> str:
-    from hanse.stream import withheld_of
+    from hanse.stream import read_withheld
 
-    return withheld_of(row)
+    return read_withheld(row)
 
 
 _OWNERS: dict[str, Any] = {
     "owner": _owner,
     "rows of data": lambda row: row.get("data_rows", row.get("rows")),
     "result rows": "result_rows",
-    "sent": lambda row: size(row["bytes"]) if isinstance(row.get("bytes"), int | float) else "",
+    "sent": lambda row: format_size(row["bytes"]) if isinstance(row.get("bytes"), int | float) else "",
     "ms": "ms",
     "withheld": lambda row: _WITHHELD[_withheld(row)],
 }
 
 
 @contextmanager
-def _on_stderr() -> Iterator[None]:
-    """Tables for people beside an answer that may be going into a pipe."""
-    kept, sys.stdout = sys.stdout, sys.stderr
+def _print_to_stderr() -> Iterator[None]:
+    """Print tables for people to standard error: the answer may go to a pipe."""
+    stdout, sys.stdout = sys.stdout, sys.stderr
     try:
         yield
     finally:
-        sys.stdout = kept
+        sys.stdout = stdout

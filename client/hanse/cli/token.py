@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hanse.agreement import segment
+from hanse.agreement import quote_segment
 from hanse.cli.connection import space
-from hanse.cli.output import AsJson, at, console, moment, print_json, print_rows, say
+from hanse.cli.output import AsJson, console, format_time, print_json, print_rows, say, time_column
 
 commands = typer.Typer(help="Issue, list and end tokens of your connector.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def issue(
 @commands.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Tokens, without their text: those that are good, and those that have ended and keep their name."""
-    shown = {"name": "name", "scopes": "scopes", "issued": at("created_at"), "ends": _ends}
+    shown = {"name": "name", "scopes": "scopes", "issued": time_column("created_at"), "ends": _ends}
     print_rows(space().api.get("/tokens"), shown, as_json=as_json)
 
 
@@ -45,11 +45,11 @@ def _ends(row: Mapping[str, Any]) -> str:
     """When it ends, and whether it has."""
     until = row.get("expires_at")
     over = isinstance(until, int | float) and until <= time.time()
-    return moment(until) + (" (has ended)" if over else "")
+    return format_time(until) + (" (has ended)" if over else "")
 
 
 @commands.command()
 def end(name: Name) -> None:
     """End a token at once."""
-    space().api.delete(f"/tokens/{segment(name)}")
+    space().api.delete(f"/tokens/{quote_segment(name)}")
     say(f"the token {name} is ended")

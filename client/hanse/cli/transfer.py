@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanse.agreement import FORMAT, awaited, iri, segment
+from hanse.agreement import FORMAT, expand_purpose, poll_until, quote_segment
 from hanse.cli.connection import space
-from hanse.cli.output import AsJson, at, meanwhile, print_one, progress, say, size, whole
+from hanse.cli.output import AsJson, format_size, poll_during, print_one, progress, say, time_column, write_whole
 from hanse.errors import BadInput, Refused
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ commands = typer.Typer(
 Id = Annotated[str, typer.Argument(help="The transfer's id.", show_default=False)]
 _FIELDS: dict[str, Any] = {
     "id": "id", "state": "state", "format": "format", "purpose": "purpose", "why": "reason",
-    "rows": lambda row: _got(row).get("rows"), "size": lambda row: size(_got(row)["bytes"]) if _got(row) else "",
-    "received": lambda row: at("received_at")(_got(row)),
+    "rows": lambda row: _received(row).get("rows"),
+    "size": lambda row: format_size(_received(row)["bytes"]) if _received(row) else "",
+    "received": lambda row: time_column("received_at")(_received(row)),
 }  # fmt: skip
 
 
@@ -41,27 +42,29 @@ def start(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the start, or for all of a push.", min=0)] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Start a transfer under an agreement. A push is waited for until all of it has come."""
+    """Start a transfer under an agreement. Waits until a push is complete."""
     connected, pushed = space(), form.endswith("-PUSH")
-    row = connected.api.post("/transfers", {"agreement_id": agreement, "format": form, "purpose": iri(purpose)})
+    row = connected.api.post(
+        "/transfers", {"agreement_id": agreement, "format": form, "purpose": expand_purpose(purpose)}
+    )
     goal, deadline = "COMPLETED" if pushed else "STARTED", time.monotonic() + wait
-    with _coming(connected, row["id"]):
-        row = connected.drive(awaited("/transfers", row, goal, deadline=deadline, now=time.monotonic))
+    with _show_received(connected, row["id"]):
+        row = connected.drive(poll_until("/transfers", row, goal, deadline=deadline, now=time.monotonic))
     if row["state"] == "TERMINATED":
         raise Refused(
             f"the transfer ended: {row.get('reason') or 'no reason given'}", code=str(row.get("code") or "ended")
         )
     print_one(row, _FIELDS, as_json=as_json)
-    if _got(row) and not as_json:
+    if _received(row) and not as_json:
         say(f"fetch it with `hanse transfer receive {row['id']} -o FILE`")
     elif row["state"] != goal:
-        say(f"not {goal} yet; look again with `hanse transfer show {row['id']}`")
+        say(f"not {goal} yet; check again with `hanse transfer show {row['id']}`")
 
 
 @commands.command()
 def show(transfer: Id, as_json: AsJson = False) -> None:
     """One transfer, with what was received under it."""
-    print_one(space().api.get(f"/transfers/{segment(transfer)}"), _FIELDS, as_json=as_json)
+    print_one(space().api.get(f"/transfers/{quote_segment(transfer)}"), _FIELDS, as_json=as_json)
 
 
 @commands.command()
@@ -73,50 +76,52 @@ def receive(
 ) -> None:
     """Fetch what was pushed to your connector: an Arrow stream (`pyarrow.ipc.open_stream` reads it)."""
     if output.exists() and not force:
-        raise BadInput(f"{output} is there already; take another name or --force")
+        raise BadInput(f"{output} exists already; choose another name or use --force")
     connected, written = space(), 0
-    with whole(output) as file, progress(f"fetching {output}", of="bytes") as advance:
-        for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
+    with write_whole(output) as file, progress(f"fetching {output}", of="bytes") as advance:
+        for block, _ in connected.api.blocks(f"/transfers/{quote_segment(transfer)}/received"):
             written += file.write(block)
             advance(len(block))
-        _check(file, whole=bool(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("whole")))
+        _check_received(
+            file, whole=bool(_received(connected.api.get(f"/transfers/{quote_segment(transfer)}")).get("whole"))
+        )
     if then_remove:
-        connected.api.delete(f"/transfers/{segment(transfer)}/received")
-    say(f"{output}: {size(written)}")
+        connected.api.delete(f"/transfers/{quote_segment(transfer)}/received")
+    say(f"{output}: {format_size(written)}")
 
 
-def _check(file: IO[bytes], *, whole: bool) -> None:
-    """Raise DigestMismatch where a fetched stream that was whole is not what its owner sent. A stream without an end
-    record names no digest, and a pipe cannot be read again."""
-    from hanse.stream import check_whole
+def _check_received(file: IO[bytes], *, whole: bool) -> None:
+    """Raises: DigestMismatch if a complete stream differs from what its owner sent. A stream without an end record has
+    no digest, and a pipe cannot be read again."""
+    from hanse.stream import check_file
 
     file.flush()
     if whole and Path(str(file.name)).is_file():
         with open(file.name, "rb") as again:
-            check_whole(again)
+            check_file(again)
 
 
 @commands.command()
 def remove(transfer: Id) -> None:
     """Remove what was pushed to your connector; it has to be ordered again."""
-    space().api.delete(f"/transfers/{segment(transfer)}/received")
+    space().api.delete(f"/transfers/{quote_segment(transfer)}/received")
     say(f"what was received under {transfer} is removed")
 
 
 @contextmanager
-def _coming(connected: Space, transfer: str) -> Iterator[None]:
-    """How much has come, while the block runs."""
+def _show_received(connected: Space, transfer: str) -> Iterator[None]:
+    """Show the received bytes while the block runs."""
     seen = 0
 
     def look() -> None:
         nonlocal seen
-        now = int(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("bytes") or 0)
+        now = int(_received(connected.api.get(f"/transfers/{quote_segment(transfer)}")).get("bytes") or 0)
         advance(now - seen)
         seen = now
 
-    with progress("waiting for the owner", of="bytes") as advance, meanwhile(look):
+    with progress("waiting for the owner", of="bytes") as advance, poll_during(look):
         yield
 
 
-def _got(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _received(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row.get("received") or {}

@@ -3,15 +3,15 @@
     dataset = space.agree("north/texts", purpose="...").to_hf(seed=7)
     for example in dataset: ...
 
-Its own `shuffle`, `map`, `batch`, `state_dict` and split over workers and ranks (`datasets.distributed`) work as for
-any other. So does its `set_epoch`, which mixes the blocks by its own rules: for the order of `Loader` make it anew with
-`epoch`. After `load_state_dict` it reads at most the block anew that it was in. Rows in a buffer of `shuffle` are in no
-state: each resume loses them, and nobody says so; the order of a seed, and `shuffle(buffer_size=1)`, have no buffer. A
-state of other rows, terms that show others, another seed or epoch, or of other blocks (another worker's, of another
-`shuffle`) is refused when the next example is asked for.
+Its `shuffle`, `map`, `batch`, `state_dict` and split over workers and ranks (`datasets.distributed`) work as usual. Its
+`set_epoch` shuffles the blocks by its own rules: for the order of `Loader` create the dataset again with `epoch`. After
+`load_state_dict` it repeats at most the block that it was in. Rows in a buffer of `shuffle` are in no state: each
+resume loses them without a warning; the order of a seed, and `shuffle(buffer_size=1)`, have no buffer. A state of other
+rows, of terms that show others, of another seed or epoch, or of other blocks (another worker's, or after another
+`shuffle`) is refused at the next example.
 
-Ranks have blocks of their own where their number divides that of the shards, which is why `world` is asked for; else
-`datasets` has each of them read all rows, and drops those of the others.
+Ranks have blocks of their own if their number divides that of the shards; hence the parameter `world`. Otherwise
+`datasets` has each rank read all rows and drop those of the others.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, IterableDataset, Split
 from datasets.iterable_dataset import ExamplesIterable
 
-from hanse._arrow.value_limits import bounded, told_by_column
+from hanse._arrow.value_limits import name_failing_column, refuse_oversized
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders.epoch_order import count, place
+from hanse.loaders.epoch_order import check_count, read_place
 from hanse.loaders.loader import Loader
-from hanse.loaders.torch.worker import end_with_the_loop, lose_nothing, told_whole
-from hanse.options import unfit
-from hanse.plan import Plan, parted
+from hanse.loaders.torch.worker import end_with_loop, keep_error_facts, raise_unpicklable
+from hanse.options import unfit_error
+from hanse.plan import Plan, split_blocks
 from hanse.retry import SECONDS
 
 
@@ -46,16 +46,19 @@ def dataset(
     world: int = 1,
     patience: float = SECONDS,
 ) -> IterableDataset:
-    """The rows as examples (dicts by column), in the order of `Loader` with the same seed and epoch. To go on from a
-    state, make it with those that the state was taken with: BadInput otherwise, at the first example.
+    """Return the rows as examples (dicts by column), in the order of `Loader` with the same seed and epoch. To resume
+    from a state, use the arguments that it was taken with.
 
-    `world`: over how many ranks `split_dataset_by_node` will split it. Each has every `world`-th block then, however
-    many blocks there are.
+    `world`: the number of ranks over which `split_dataset_by_node` will split it. Each rank then has every
+    `world`-th block.
+
+    Raises:
+        BadInput: an argument or a column's type does not fit; at the first example, a state does not.
     """
-    world = count("world", world)
+    world = check_count("world", world)
     loader = Loader(of, columns=columns, where=where, seed=seed, epoch=epoch, patience=patience)
     plan, state = loader.plans[0], loader.state_dict()
-    blocks = _Blocks(
+    blocks = _BlockExamples(
         {"blocks": loader.permutation(), "of": of, "plan": plan, "patience": patience},
         order={name: state[name] for name in ("identity", "seed", "epoch", "shown")},
         world=world,
@@ -65,34 +68,35 @@ def dataset(
 
 
 def _features(schema: pa.Schema) -> Features:
-    """BadInput for a column of a type that `datasets` does not have."""
-    for one in schema:
+    """Return the features of a schema. Raises: BadInput for a column of a type that `datasets` does not have."""
+    for field in schema:
         try:
-            Features.from_arrow_schema(pa.schema([one]))
+            Features.from_arrow_schema(pa.schema([field]))
         except ValueError as error:
-            raise unfit("datasets", schema, one) from error
+            raise unfit_error("datasets", schema, field) from error
     return Features.from_arrow_schema(schema)
 
 
-class _Shards(int):
-    """How many there are. Ranks that do not divide it are told of what follows: nowhere else do we hear of them."""
+class _ShardCount(int):
+    """The number of shards. Warns if the ranks do not divide it: `datasets` computes that remainder, and nothing else
+    shows the ranks."""
 
     def __mod__(self, ranks: int) -> int:
         if rest := int(self) % ranks:
             warnings.warn(
-                f"each of {ranks} ranks will read all rows and drop those of the others, as datasets has it where "
-                f"there are {int(self)} shards: an agreement's rows are spent {ranks} times over. Make the dataset "
-                f"with to_hf(world={ranks}), and each reads its own",
+                f"each of {ranks} ranks will read all rows and drop those of the others, because {ranks} does not "
+                f"divide {int(self)} shards: the agreement's rows are counted {ranks} times. Create the dataset "
+                f"with to_hf(world={ranks}), and each rank reads its own",
                 stacklevel=2,
             )
         return rest
 
 
-class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there when types are checked
-    """The rows of some blocks, whose states say of which order and of which blocks they are.
+class _BlockExamples(ExamplesIterable):  # type: ignore[misc]  # datasets is not there when types are checked
+    """The rows of some blocks. Their states name the order and the blocks.
 
-    `datasets` keeps the number of the block (`shard_idx`) and of the example in it, and loads that into whatever it is
-    given. Each block is a shard, and there are so many without any that `world` divides their number.
+    `datasets` stores the number of the block (`shard_idx`) and of the example in it, and loads that into any dataset.
+    Each block is a shard; empty shards pad their number to a multiple of `world`.
     """
 
     def __init__(self, kwargs: dict[str, Any], *, order: dict[str, Any], world: int) -> None:
@@ -100,34 +104,33 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
         self._order, self._world = order, world
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each example with a key."""
-        state = self._state_dict or self._begun()
-        end_with_the_loop()
-        lose_nothing()
-        with told_whole():
+        """Yield each example with a key."""
+        state = self._state_dict or self._start_state()
+        end_with_loop()
+        raise_unpicklable()
+        with keep_error_facts():
             self._check(state)
             yield from self._examples(state)
 
     def _check(self, state: dict[str, Any]) -> None:
-        if (state["type"], state["order"]) != (type(self).__name__, self._said()):
+        if (state["type"], state["order"]) != (type(self).__name__, self._order_state()):
             came = state["order"] if state["type"] == type(self).__name__ else "another kind of dataset"
             raise BadInput(
-                f"expected a state of {self._said()}, came one of {came}: make the dataset with the columns, "
-                "condition, seed and epoch that the state was taken with, under terms that show the same, and let the "
-                "reader be the same (which worker or rank of how many, `shuffle` and `set_epoch` of datasets); or "
-                "begin the epoch anew"
+                f"expected a state of {self._order_state()}, got one of {came}: create the dataset with the columns, "
+                "condition, seed and epoch of the state, under terms that show the same, for the same worker and rank "
+                "of as many, with the same `shuffle` and `set_epoch`; or begin the epoch anew"
             )
-        state["shard_idx"], state["shard_example_idx"] = place(state, self.kwargs["plan"], self.kwargs["blocks"])
+        state["shard_idx"], state["shard_example_idx"] = read_place(state, self.kwargs["plan"], self.kwargs["blocks"])
 
     def _examples(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """From the state on, which goes along."""
+        """Yield the examples after the state, and update it."""
         blocks, row = self.kwargs["blocks"], 0
         for block, batch in _batches(**{**self.kwargs, "blocks": blocks[state["shard_idx"] :]}):
             while blocks[state["shard_idx"]] != block:
                 state["shard_idx"], state["shard_example_idx"], row = state["shard_idx"] + 1, 0, 0
-            behind = min(batch.num_rows, max(0, state["shard_example_idx"] - row))  # given before the state was taken
+            behind = min(batch.num_rows, max(0, state["shard_example_idx"] - row))  # yielded before the state was taken
             row += behind
-            with told_by_column(zip(batch.schema.names, batch.columns, strict=True)):
+            with name_failing_column(zip(batch.schema.names, batch.columns, strict=True)):
                 examples = batch.slice(behind).to_pylist()
             for example in examples:
                 row += 1
@@ -137,44 +140,44 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
 
     @property
     def num_shards(self) -> int:
-        return _Shards(-(-max(1, len(self.kwargs["blocks"])) // self._world) * self._world)
+        return _ShardCount(-(-max(1, len(self.kwargs["blocks"])) // self._world) * self._world)
 
-    def shuffle_data_sources(self, *args: Any, **options: Any) -> _Blocks:
-        return self._of(super().shuffle_data_sources(*args, **options).kwargs["blocks"])
+    def shuffle_data_sources(self, *args: Any, **options: Any) -> _BlockExamples:
+        return self._with_blocks(super().shuffle_data_sources(*args, **options).kwargs["blocks"])
 
-    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> _Blocks:
-        """Part `index` of so many: a run of neighbours, or every so-many-th block. There may be none in it."""
+    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> _BlockExamples:
+        """Return part `index` of `num_shards`: a run of neighbours, or every so-many-th block. It may be empty."""
         blocks = self.kwargs["blocks"]
         if not contiguous:
-            return self._of(blocks[index::num_shards])
-        runs = parted(len(blocks), num_shards)
-        return self._of([blocks[number] for number in runs[index]] if index < len(runs) else [])
+            return self._with_blocks(blocks[index::num_shards])
+        runs = split_blocks(len(blocks), num_shards)
+        return self._with_blocks([blocks[number] for number in runs[index]] if index < len(runs) else [])
 
-    def reshard_data_sources(self) -> _Blocks:
-        """A block is not split further."""
+    def reshard_data_sources(self) -> _BlockExamples:
+        """Return this: a block is not split further."""
         return self
 
     def _init_state_dict(self) -> dict[str, Any]:
-        self._state_dict = self._begun()
+        self._state_dict = self._start_state()
         return self._state_dict
 
-    def _begun(self) -> dict[str, Any]:
-        return {"shard_idx": 0, "shard_example_idx": 0, "type": type(self).__name__, "order": self._said()}
+    def _start_state(self) -> dict[str, Any]:
+        return {"shard_idx": 0, "shard_example_idx": 0, "type": type(self).__name__, "order": self._order_state()}
 
-    def _of(self, blocks: list[int]) -> _Blocks:
-        return _Blocks(self.kwargs | {"blocks": blocks}, order=self._order, world=self._world)
+    def _with_blocks(self, blocks: list[int]) -> _BlockExamples:
+        return _BlockExamples(self.kwargs | {"blocks": blocks}, order=self._order, world=self._world)
 
-    def _said(self) -> dict[str, Any]:
-        """As JSON values; a new one each time, since what is loaded is written into it."""
+    def _order_state(self) -> dict[str, Any]:
+        """Return JSON values; a new dict each time, because a loaded state is written into it."""
         blocks = ",".join(map(str, self.kwargs["blocks"]))
         return {**self._order, "blocks": hashlib.sha256(blocks.encode()).hexdigest()[:16]}
 
 
 def _batches(blocks: list[int], of: Dataset, plan: Plan, patience: float) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of some blocks, in as few reads as can be; with each batch the block that it is of."""
-    if not blocks:  # of a dataset without rows, or a rank without any; there is no list that could be asked for
+    """Yield the rows of some blocks, in as few reads as possible, each batch with its block."""
+    if not blocks:  # a dataset without rows, or a rank without blocks: an empty list cannot be requested
         return
     with of.read(plan, blocks, patience=patience) as stream:
         for batch in stream:
-            bounded(batch.columns)
+            refuse_oversized(batch.columns)
             yield (stream.place or {})["block"], batch

@@ -1,6 +1,6 @@
 """`Loader`: batches of one or several datasets in the order of an epoch, for one of several readers, with a state.
 
-The order and the arithmetic of who is where stand in `epoch_order.py`; here are the streams that carry it out.
+`epoch_order` computes the order and the readers' progress; this module reads the streams.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import kinds
+from hanse._arrow.value_limits import nested_types
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import Memory
-from hanse._transport.sockets import here
+from hanse._transport.sockets import check_process
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
 from hanse.loaders import epoch_order as orders
 from hanse.loaders import row_slices
-from hanse.loaders.epoch_order import Mark, Order, Progress, Share
-from hanse.loaders.prefetch import ahead
+from hanse.loaders.epoch_order import EpochProgress, Mark, Order, ReaderShare
+from hanse.loaders.prefetch import read_ahead
 from hanse.loaders.row_slices import Slice
-from hanse.loaders.throughput import Throughput, Told, count, counted
+from hanse.loaders.throughput import Throughput, ThroughputBar, add_batch, count_batches
 from hanse.plan import PER_READ, Plan
 from hanse.retry import SECONDS
 from hanse.stream import Stream
@@ -36,9 +36,9 @@ _PREFETCH_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Rows, and the place after `k` of them: `done` places of the share are behind, `mark(k)` is in the next.
+    """Rows, and the place after `k` of them: `done` places of the share are complete, `mark(k)` is in the next.
 
-    `held`: bytes of memory that they keep, which may be more than they are.
+    `held`: bytes of memory that they keep, which may be more than their own.
     """
 
     batch: pa.RecordBatch
@@ -48,14 +48,23 @@ class _Piece:
 
 
 class Loader:
-    """Arrow record batches of `batch_size` rows (the last may have fewer), for reader `part` (from 0) of `parts`, both
-    or none: then for one that has them all.
+    """Arrow record batches of `batch_size` rows (the last may have fewer), for reader `part` (from 0) of `parts`.
+    Without both, for a single reader.
 
-    `datasets`: one, or several with the same columns, which are mixed block by block. `seed`: None keeps the stored
-    order; `window`: rows within a block are permuted too, in runs of that many, which are held in memory. `epoch`
-    changes the order. `patience`: seconds without a row before a failure that could pass is raised. Prefetching holds
-    at most about `prefetch_bytes`. Reading again without `set_epoch` gives the same rows in the same order, and a whole
-    epoch also where the first iteration went on from a state.
+    `datasets`: one, or several with the same columns, whose blocks are mixed. `seed`: None keeps the stored order.
+    `window`: rows within a block are permuted too, in runs of that many, which are held in memory.
+    `epoch`: changes the order. `patience`: seconds without a row before a temporary failure is raised.
+    `prefetch_bytes`: bytes to read ahead, about.
+
+    Iterating again without `set_epoch` yields the same rows in the same order: a whole epoch, even if the first
+    iteration resumed from a state.
+
+    Raises:
+        BadInput: an option does not fit.
+
+    Example:
+        loader = Loader(space.agree("north/trips", purpose="..."), batch_size=1024, seed=7)
+        for batch in loader: ...
     """
 
     def __init__(
@@ -76,40 +85,42 @@ class Loader:
         codec: str = "",
         progress: bool = False,
     ) -> None:
-        share = orders.chosen(part, parts)
-        batch_size = None if batch_size is None else orders.number("batch_size", batch_size)
-        seed = None if seed is None else orders.key("seed", seed)
-        window, epoch = orders.number("window", window), orders.key("epoch", epoch)
-        prefetch_bytes = orders.number("prefetch_bytes", prefetch_bytes)
+        share = orders.check_choice(part, parts)
+        batch_size = None if batch_size is None else orders.check_number("batch_size", batch_size)
+        seed = None if seed is None else orders.check_key("seed", seed)
+        window, epoch = orders.check_number("window", window), orders.check_key("epoch", epoch)
+        prefetch_bytes = orders.check_number("prefetch_bytes", prefetch_bytes)
         if batch_size is not None and batch_size < 1:
-            raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
+            raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, got {batch_size}")
         if window < 0:
-            raise BadInput(f"expected a window of at least 0 rows, came {window}")
+            raise BadInput(f"expected a window of at least 0 rows, got {window}")
         if prefetch_bytes < 0:
-            raise BadInput(f"expected prefetch_bytes of at least 0, came {prefetch_bytes}")
+            raise BadInput(f"expected prefetch_bytes of at least 0, got {prefetch_bytes}")
         if window and seed is None:
-            raise BadInput("expected a seed beside window: without one nothing is permuted")
-        self.datasets = _datasets(datasets)
-        self.plans = tuple(one.plan(columns=columns, where=where, patience=patience) for one in self.datasets)
-        self.schema = _one_schema(self.plans)
+            raise BadInput("expected a seed with window: without a seed nothing is permuted")
+        self.datasets = _check_datasets(datasets)
+        self.plans = tuple(dataset.plan(columns=columns, where=where, patience=patience) for dataset in self.datasets)
+        self.schema = _check_schemas(self.plans)
         if window:
-            _check_windowed(self.schema)
+            _check_permutable(self.schema)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
-        self.error: HanseError | None = None  # what ended the last iteration: libraries that take rows raise their own
+        self.error: HanseError | None = (
+            None  # the error of the last iteration: libraries that consume rows raise their own
+        )
         blocks = sum(len(plan.blocks) for plan in self.plans)
-        self._order = Order(_identity(self.plans), blocks, seed, epoch, window, _shown(self.plans))
+        self._order = Order(_identity_digest(self.plans), blocks, seed, epoch, window, _shown_digest(self.plans))
         self._part, self._parts = share or (0, 1)
-        self._share: Share | None = None  # where the last batch that was given ended
-        self._base = Progress()
-        self._pending: Share | None = None  # a loaded state that the next iteration begins with
+        self._share: ReaderShare | None = None  # the place after the last batch that was yielded
+        self._base = EpochProgress()
+        self._pending: ReaderShare | None = None  # a loaded state from which the next iteration resumes
         self._options: dict[str, Any] = {"patience": patience, "codec": codec}
         self._prefetch_bytes = prefetch_bytes
         self._progress = progress
 
     def __repr__(self) -> str:
-        """What a notebook shows: of which datasets, how much, which reader of how many."""
-        names, about = ", ".join(one.name for one in self.datasets), "" if self._exact else "about "
+        """Show datasets, size, reader and epoch in a notebook."""
+        names, about = ", ".join(dataset.name for dataset in self.datasets), "" if self._exact else "about "
         size = f"{about}{self.rows:,} rows in {self._order.blocks:,} blocks"
         return f"<Loader {names}, {size}, reader {self._part} of {self._parts}, epoch {self.epoch}>"
 
@@ -119,27 +130,27 @@ class Loader:
 
     @property
     def rows(self) -> int:
-        """Rows of an epoch, over all readers: exact only where the plans are."""
+        """Rows of an epoch, over all readers: exact only if the plans are."""
         return sum(plan.rows for plan in self.plans)
 
     def permutation(self) -> list[int]:
-        """The blocks in the order of the epoch, by number."""
+        """Return the numbers of the blocks in the order of the epoch."""
         return self._order.permutation()
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration gives that epoch from its beginning; a state that was loaded for it stays."""
-        epoch = orders.key("epoch", epoch)
+        """Set the epoch of the next iteration, from its beginning; a state that was loaded for that epoch stays."""
+        epoch = orders.check_key("epoch", epoch)
         if epoch != self._order.epoch:
             self._order = replace(self._order, epoch=epoch)
-            self._base, self._pending, self._share = Progress(), None, None
+            self._base, self._pending, self._share = EpochProgress(), None, None
 
     @property
     def pending(self) -> bool:
-        """Whether a state was loaded that the next iteration goes on from."""
+        """Whether a state was loaded that the next iteration resumes from."""
         return self._pending is not None
 
     def over(self) -> bool:
-        """Whether the state that was loaded leaves no batch; of plans that are not exact, whether no block."""
+        """Return whether the loaded state leaves no batch; for inexact plans, whether it leaves no block."""
         if self._pending is None:
             return False
         if self._pending.ended:
@@ -152,8 +163,8 @@ class Loader:
     def _exact(self) -> bool:
         return all(plan.exact for plan in self.plans)
 
-    def _rows_left(self, share: Share) -> int:
-        """As the plans say."""
+    def _rows_left(self, share: ReaderShare) -> int:
+        """Return the remaining rows of a share, by the plans."""
         permutation, rows = self._order.permutation(), 0
         for place, mark in share.places(self._order.blocks):
             source, block = self._locate(permutation[place])
@@ -161,107 +172,117 @@ class Loader:
         return rows
 
     def forget(self) -> None:
-        """Begin a whole epoch with the next iteration, as after one that went to its end."""
-        self._share, self._pending, self._base = self._pending, None, Progress()
+        """Start the next iteration with a whole epoch, as after an iteration that ended."""
+        self._share, self._pending, self._base = self._pending, None, EpochProgress()
 
     def begin(self, *, whole: bool) -> None:
-        """Let the state be the beginning of the next iteration, no longer where the last one was; `whole`: of a whole
-        epoch, whatever a merged state left of one."""
+        """Use the loaded state as the start of the next iteration. `whole`: start a whole epoch, whatever a merged
+        state left."""
         self._share = None
         if whole:
-            self._base = Progress()
+            self._base = EpochProgress()
 
     def divide(self, part: int, parts: int) -> None:
-        """Be reader `part` of `parts` from the next iteration on. BadInput where there is no such one."""
-        part, parts = orders.reader(part, parts)
+        """Become reader `part` of `parts` from the next iteration on.
+
+        Raises:
+            BadInput: there is no such reader, or the loaded state is another reader's.
+        """
+        part, parts = orders.check_reader(part, parts)
         if (part, parts) != (self._part, self._parts):
             if self._pending is not None:
                 raise BadInput(
-                    f"the state that was loaded is of reader {self._pending.part} of {self._pending.parts}, this is "
-                    f"reader {part} of {parts}; merge the states of all of them with hanse.loaders.merge first"
+                    f"expected a state of reader {part} of {parts}, got one of reader {self._pending.part} of "
+                    f"{self._pending.parts}; merge the states of all of them with hanse.loaders.merge first"
                 )
             self._part, self._parts, self._share = part, parts, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the row that was given last stands, as JSON values. Rows that were only prefetched do not count."""
-        return orders.to_state(self._order, self._share or self._pending or self._fresh())
+        """Return the place after the last row that was yielded, as JSON values. Prefetched rows do not count."""
+        return orders.to_state(self._order, self._share or self._pending or self._start_share())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of this reader, or from a merged one with any number of readers.
+        """Resume from a state of this reader, or from a merged one with any number of readers.
 
-        BadInput where it is of other rows, another seed or another reader: never other data silently.
+        Raises:
+            BadInput: the state is of other rows, another seed or another reader.
         """
-        order, where = orders.of_state(state)
+        order, where = orders.from_state(state)
         own = replace(self._order, epoch=order.epoch)
         if replace(order, shown=own.shown) != own:
             raise BadInput(
-                "the state is of another snapshot, plan, seed or window than this loader; open it with the same ones, "
-                "or begin the epoch anew"
+                "expected a state with this loader's snapshot, plan, seed and window, got one with others; open the "
+                "loader with the same ones, or begin the epoch anew"
             )
-        within = orders.within(where, order.blocks)
+        within = orders.open_marks(where, order.blocks)
         if order.shown != own.shown and within:
             raise BadInput(
-                "expected a state that was taken under terms that show the same rows and columns, came one from within "
-                "a block under others (or of before states said which): what it counts are not that block's rows here. "
-                "Go on under an agreement with the same terms, or begin the epoch anew"
+                "expected a state that was taken under terms that show the same rows and columns, got one from within "
+                "a block under others (or from an older version): its row counts do not fit. Use an agreement with the "
+                "same terms, or begin the epoch anew"
             )
         self._check_rows(own, within)
-        if isinstance(where, Progress):
+        if isinstance(where, EpochProgress):
             self._base, self._pending = where, None
         elif (where.part, where.parts) != (self._part, self._parts):
             raise BadInput(
-                f"the state is of reader {where.part} of {where.parts}, this is reader {self._part} of {self._parts}; "
-                "merge the states of all of them with hanse.loaders.merge first"
+                f"expected a state of reader {self._part} of {self._parts}, got one of reader {where.part} of "
+                f"{where.parts}; merge the states of all of them with hanse.loaders.merge first"
             )
         else:
             self._base, self._pending = where.base, where
         self._order, self._share = own, None
 
     def _check_rows(self, order: Order, within: Mapping[int, Mark]) -> None:
-        """BadInput for marks of more rows than their blocks have."""
+        """Raises: BadInput for marks of more rows than their blocks have."""
         permutation = order.permutation()
         for place, mark in within.items():
             source, block = self._locate(permutation[place])
             self.plans[source].check_rows(block, mark.row + mark.emitted)
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
-        """The batches from the loaded state, or from the beginning of the epoch, as these are now: what is set before
-        the first batch is for the next iteration."""
-        return _ones(self.in_slices())
+        """Yield the batches from the loaded state, or from the beginning of the epoch. Later settings apply to the next
+        iteration."""
+        return _join_each(self.iter_slices())
 
-    def in_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
-        """The same batches, each as the slices that it is made of: for whoever puts them together where they are used.
-        `memory` makes what they are received in, as `pa.allocate_buffer` does. BadInput in a process that was forked
-        when they had begun."""
-        order, share = self._order, self._pending or self._fresh()
-        # A state is for one iteration, whether or not that comes to its end.
-        self._share, self._pending, self._base = share, None, Progress()
+    def iter_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
+        """Yield the same batches, each as the slices that it consists of: for callers that join them where they are
+        used.
+
+        `memory`: allocates what they are received in, as `pa.allocate_buffer` does.
+
+        Raises:
+            BadInput: the process was forked after the iteration began.
+        """
+        order, share = self._order, self._pending or self._start_share()
+        # A state serves one iteration, whether or not it completes.
+        self._share, self._pending, self._base = share, None, EpochProgress()
         return self._read(order, share, memory)
 
-    def _read(self, order: Order, share: Share, memory: Memory | None) -> Generator[Sequence[Slice], None, None]:
-        """The batches of a share."""
+    def _read(self, order: Order, share: ReaderShare, memory: Memory | None) -> Generator[Sequence[Slice], None, None]:
+        """Yield the batches of a share."""
         process = os.getpid()
-        seen = self.throughput = Throughput()  # ours, whatever iteration begins meanwhile
+        seen = self.throughput = Throughput()  # this iteration's own, even if another begins meanwhile
         self.error = None
         revoked: list[AccessRevoked] = []
         waits = Waits()
         source = self._pieces(order, share, memory, revoked, seen, waits)
-        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=waits.end)
-        told = Told(seen, **self._to_tell(share)) if self._progress else None
+        pieces = read_ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=waits.end)
+        bar = ThroughputBar(seen, **self._epoch_size(share)) if self._progress else None
         after = share
         try:
-            for slices, after in self._joined(pieces, share):
-                if revoked:  # the rows may not be used any more, nor those that came before it was said
+            for slices, after in self._batches(pieces, share):
+                if revoked:  # access has ended, also to rows that were prefetched
                     raise revoked[0]
-                if order is self._order:  # else another epoch or state was set meanwhile, for the next iteration
+                if order is self._order:  # else another epoch or state was set for the next iteration
                     self._share = after
-                count(seen, slices)
-                if told is not None:
-                    told.tell(after.done)
+                add_batch(seen, slices)
+                if bar is not None:
+                    bar.update(after.done)
                 yield slices
-                here(process)  # before any row, also of what had come already
-            if told is not None:
-                told.end()
+                check_process(process)  # before any row, also a prefetched one
+            if bar is not None:
+                bar.end()
             if order is self._order:
                 self._share = replace(after, ended=True)
         except HanseError as error:
@@ -269,31 +290,32 @@ class Loader:
             raise
         finally:
             pieces.close()
-            if told is not None and process == os.getpid():  # else its lock may be held by a thread that is not there
-                told.close()
+            if bar is not None and process == os.getpid():  # else a thread of the parent may hold its lock
+                bar.close()
 
     def to_reader(self) -> pa.RecordBatchReader:
-        """One iteration as a reader, for libraries that take one; constant memory."""
+        """Return one iteration as a reader, for libraries that take one; constant memory."""
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """One iteration by the Arrow PyCapsule interface: polars, DuckDB, pandas take a loader as it is."""
+        """Export one iteration by the Arrow PyCapsule interface: polars, DuckDB and pandas take a loader directly."""
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
-    def _fresh(self) -> Share:
-        return Share(self._base, self._part, self._parts)
+    def _start_share(self) -> ReaderShare:
+        return ReaderShare(self._base, self._part, self._parts)
 
-    def _to_tell(self, share: Share) -> dict[str, int]:
-        """What this reader has of the epoch, and has had before it begins at `share`: in rows where these are known,
-        else in blocks."""
+    def _epoch_size(self, share: ReaderShare) -> dict[str, int]:
+        """Return this reader's size of the epoch, and what precedes `share`: in rows if known, else in blocks."""
         every = replace(share, done=0, mark=None, ended=False)
         if not self._exact:
             return {"rows": 0, "before": 0, "blocks": len(every.places(self._order.blocks))}
         rows, left = self._rows_left(every), 0 if share.ended else self._rows_left(share)
         return {"rows": rows, "before": rows - left, "blocks": 0}
 
-    def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
-        """Pieces as batches of the size asked for, each with the share after its last row."""
+    def _batches(
+        self, pieces: Iterator[_Piece], share: ReaderShare
+    ) -> Generator[tuple[Sequence[Slice], ReaderShare], None, None]:
+        """Yield pieces as batches of the requested size, each with the share after its last row."""
         size = self.batch_size
         run = row_slices.Run()
         after = share
@@ -312,25 +334,33 @@ class Loader:
     def _pieces(
         self,
         order: Order,
-        share: Share,
+        share: ReaderShare,
         memory: Memory | None,
         revoked: list[AccessRevoked],
         seen: Throughput,
         waits: Waits,
     ) -> Generator[_Piece, None, None]:
-        """The rows of a share in their order, in the pieces that they come in. `revoked` and `seen` get to know at once
-        what their reader hears after all that waits; `waits` is what they wait for."""
+        """Yield the rows of a share in their order, in the pieces that are received. `revoked` and `seen` are updated
+        at once, before the prefetched rows are consumed; `waits` can end what the streams wait for."""
         permutation = order.permutation()
         left = [] if share.ended else share.places(order.blocks)
         todo = [(self._locate(permutation[place]), mark) for place, mark in left]
         feeds = [
-            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory, seen, waits)
+            _Feed(
+                dataset,
+                plan,
+                [(block, mark) for (source, block), mark in todo if source == number],
+                self,
+                memory,
+                seen,
+                waits,
+            )
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
             for done, ((source, block), mark) in enumerate(todo):
                 offset = sum(len(plan.blocks) for plan in self.plans[:source])
-                yield from _block(order, feeds[source].of(block), offset + block, done, mark)
+                yield from _read_block(order, feeds[source].of(block), offset + block, done, mark)
         except AccessRevoked as error:
             revoked.append(error)
             raise
@@ -346,40 +376,40 @@ class Loader:
         raise AssertionError("unreachable: the permutation is of the blocks of all plans")
 
 
-def _ones(found: Generator[Sequence[Slice], None, None]) -> Generator[pa.RecordBatch, None, None]:
+def _join_each(found: Generator[Sequence[Slice], None, None]) -> Generator[pa.RecordBatch, None, None]:
     with closing(found):
-        yield from map(row_slices.one, found)
+        yield from map(row_slices.join_slices, found)
 
 
-def _block(
+def _read_block(
     order: Order, batches: Iterator[tuple[pa.RecordBatch, str, int]], name: int, done: int, mark: Mark
 ) -> Generator[_Piece, None, None]:
-    placed = _from_mark(batches, mark)
+    placed = _skip_to_mark(batches, mark)
     if not order.window:
         for batch, row, cursor, cursor_row, held in placed:
-            yield _Piece(batch, held, done, _counting(row, cursor, cursor_row))
+            yield _Piece(batch, held, done, _mark_in_order(row, cursor, cursor_row))
         return
     emitted = mark.emitted
     for batch, row, cursor, cursor_row, held in _windows(placed, order.window):
         shown = order.within(name, row // order.window, batch.num_rows)
         if shown is not None:
-            batch = batch.take(_numbers(shown))
-            held = row_slices.held(batch) + row_slices.beside(batch)
-        yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
+            batch = batch.take(_to_int64(shown))
+            held = row_slices.kept_bytes(batch) + row_slices.overhead_bytes(batch)
+        yield _Piece(batch.slice(emitted), held, done, _mark_in_run(row, emitted, cursor, cursor_row))
         emitted = 0
 
 
-def _numbers(shown: Sequence[int]) -> pa.Array:
-    """As `pa.array` makes them, which would load pandas where that is installed."""
+def _to_int64(shown: Sequence[int]) -> pa.Array:
+    """Convert as `pa.array` does, without loading pandas."""
     return pa.Array.from_buffers(pa.int64(), len(shown), [None, pa.py_buffer(array("q", shown))])
 
 
-# Rows, the row they begin at, the cursor before them and its row, and the memory that they keep.
+# Rows, their first row, the cursor before them and its row, and the memory that they keep.
 _Placed = tuple[pa.RecordBatch, int, str, int, int]
 
 
-def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str, int]], mark: Mark) -> Iterator[_Placed]:
-    """What comes from the mark on: the rows between its cursor and itself have been given already."""
+def _skip_to_mark(batches: Iterator[tuple[pa.RecordBatch, str, int]], mark: Mark) -> Iterator[_Placed]:
+    """Yield what follows the mark: the rows between its cursor and itself were already yielded."""
     before, row = mark.cursor, mark.cursor_row
     for batch, cursor, held in batches:
         skip = min(batch.num_rows, max(0, mark.row - row))
@@ -388,16 +418,16 @@ def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str, int]], mark: Mark) -
         before, row = cursor, row + batch.num_rows
 
 
-def _counting(row: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
+def _mark_in_order(row: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
     return lambda given: Mark(row + given, 0, cursor, cursor_row)
 
 
-def _emitting(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
+def _mark_in_run(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
     return lambda given: Mark(row, emitted + given, cursor, cursor_row)
 
 
 def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
-    """The same rows in runs of `window`, each with a cursor at or before its beginning."""
+    """Yield the same rows in runs of `window`, each with a cursor at or before its beginning."""
     run = row_slices.Run()
     first, cursor, cursor_row = 0, "", 0
     for batch, row, before, before_row, held in placed:
@@ -409,14 +439,14 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
             run.add(batch, start, end, keeps=held)
             start = end
             if run.rows == window:
-                yield row_slices.one(run.slices), first, cursor, cursor_row, held
+                yield row_slices.join_slices(run.slices), first, cursor, cursor_row, held
                 run = row_slices.Run()
     if run.rows:
-        yield row_slices.one(run.slices), first, cursor, cursor_row, held
+        yield row_slices.join_slices(run.slices), first, cursor, cursor_row, held
 
 
 class _Feed:
-    """The batches of a dataset's own list of blocks, in order, over as few streams as can be."""
+    """The batches of a list of blocks of one dataset, in order, over as few streams as possible."""
 
     def __init__(
         self,
@@ -432,8 +462,8 @@ class _Feed:
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
-        """The batches of the next block of the list, each with the cursor after it and what it keeps of memory; there
-        may be none."""
+        """Yield the batches of the next block of the list, each with the cursor after it and the memory that it keeps.
+        A block may have no batch."""
         while True:
             if self._next is None:
                 self._next = next(self._source, None)
@@ -458,72 +488,72 @@ class _Feed:
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
-            asked, after, row = [block for block, _ in run], mark.cursor, mark.cursor_row
-            found = dataset.read(plan, asked, after=after, before=row, **loader._options, waits=waits)
-            with found as stream, waits.reading(stream):
+            numbers, after, row = [block for block, _ in run], mark.cursor, mark.cursor_row
+            opened = dataset.read(plan, numbers, after=after, before=row, **loader._options, waits=waits)
+            with opened as stream, waits.reading(stream):
                 if memory is not None:
                     stream.into(memory)
-                for batch in counted(stream, seen):
+                for batch in count_batches(stream, seen):
                     place = stream.place or {}
-                    yield place["block"], batch, place["cursor"], stream.held + row_slices.beside(batch)
+                    yield place["block"], batch, place["cursor"], stream.held + row_slices.overhead_bytes(batch)
 
 
 def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
-    """Lists that one request can ask for: a cursor only before the first of each."""
-    found: list[list[tuple[int, Mark]]] = []
-    for one in blocks:
-        if not found or one[1].cursor or len(found[-1]) == PER_READ:
-            found.append([])
-        found[-1].append(one)
-    return found
+    """Return lists that one request can name: only the first block of each has a cursor."""
+    runs: list[list[tuple[int, Mark]]] = []
+    for block, mark in blocks:
+        if not runs or mark.cursor or len(runs[-1]) == PER_READ:
+            runs.append([])
+        runs[-1].append((block, mark))
+    return runs
 
 
-def _datasets(given: Any) -> tuple[Dataset, ...]:
-    """BadInput for what is no dataset, as its name, or a stream or a loader of it: no row of these is read for that."""
+def _check_datasets(given: Any) -> tuple[Dataset, ...]:
+    """Raises: BadInput for anything but datasets, such as a name, a stream or a loader. No row of those is read."""
     several = isinstance(given, Collection | Iterator) and not isinstance(given, str)
-    found: list[Dataset] = []
-    for one in given if several else (given,):
-        if not isinstance(one, Dataset):
-            named = one is None or isinstance(one, str | Stream | Loader)  # of others it could be rows
-            came = repr(one) if named else f"a {type(one).__name__}"
-            raise BadInput(f"expected a dataset as `agree` of a space gives it, or a list of them, came {came}")
-        found.append(one)
-    return tuple(found)
+    datasets: list[Dataset] = []
+    for item in given if several else (given,):
+        if not isinstance(item, Dataset):
+            is_short = item is None or isinstance(item, str | Stream | Loader)  # the repr of others could be rows
+            came = repr(item) if is_short else f"a {type(item).__name__}"
+            raise BadInput(f"expected a dataset as `agree` of a space returns it, or a list of them, got {came}")
+        datasets.append(item)
+    return tuple(datasets)
 
 
-def _one_schema(plans: Sequence[Plan]) -> pa.Schema:
+def _check_schemas(plans: Sequence[Plan]) -> pa.Schema:
     if not plans:
         raise BadInput("expected at least one dataset")
     first = plans[0].schema
     for plan in plans[1:]:
         if not plan.schema.equals(first):
             raise BadInput(
-                f"expected datasets with the same columns, came {first.names} and {plan.schema.names}, or other types; "
+                f"expected datasets with the same columns, got {first.names} and {plan.schema.names}, or other types; "
                 "name the columns that they share"
             )
     return first
 
 
-def _check_windowed(schema: pa.Schema) -> None:
-    """BadInput for columns whose rows Arrow 26 cannot put into another order."""
-    strange = [one.name for one in schema if any(map(_stays_in_order, kinds(one.type)))]
+def _check_permutable(schema: pa.Schema) -> None:
+    """Raises: BadInput for columns whose rows Arrow 26 cannot permute."""
+    strange = [field.name for field in schema if any(map(_cannot_permute, nested_types(field.type)))]
     if strange:
         raise BadInput(
-            f"expected columns whose rows can be permuted beside window, came views or run ends in {strange}: leave "
-            "them out (columns=), or window (the blocks are permuted without)"
+            f"expected columns whose rows can be permuted with window, got views or run ends in {strange}: leave "
+            "them out (columns=), or omit window (blocks are permuted anyway)"
         )
 
 
-def _stays_in_order(kind: pa.DataType) -> bool:
+def _cannot_permute(kind: pa.DataType) -> bool:
     return kind in _VIEWS or bool(pa.types.is_run_end_encoded(kind))
 
 
 _VIEWS = (pa.string_view(), pa.binary_view())
 
 
-def _identity(plans: Sequence[Plan]) -> str:
+def _identity_digest(plans: Sequence[Plan]) -> str:
     return hashlib.sha256("\n".join(f"{plan.snapshot} {plan.digest}" for plan in plans).encode()).hexdigest()[:32]
 
 
-def _shown(plans: Sequence[Plan]) -> str:
+def _shown_digest(plans: Sequence[Plan]) -> str:
     return hashlib.sha256("\n".join(plan.shown for plan in plans).encode()).hexdigest()[:32]

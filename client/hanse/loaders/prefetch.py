@@ -1,4 +1,4 @@
-"""Read ahead in a thread, at most so many bytes. Knows nothing of what it reads."""
+"""Reads ahead in a thread, up to a limit in bytes. Knows nothing of what it reads."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_END_SECONDS = 5.0  # a thread that reads has something to read by then, or is not waited for
+_END_SECONDS = 5.0  # a thread that still waits for its source by then is abandoned
 _RUNNING: dict[threading.Thread, _Queue] = {}
 
 
-def _nothing() -> None: ...
+def _do_nothing() -> None: ...
 
 
-def ahead(
-    source: Iterator[T], *, nbytes: int, size: Callable[[T], int], wake: Callable[[], None] = _nothing
+def read_ahead(
+    source: Iterator[T], *, nbytes: int, size: Callable[[T], int], wake: Callable[[], None] = _do_nothing
 ) -> Generator[T, None, None]:
-    """The items of `source` in order, read in a thread until `nbytes` are waiting. Closing stops the thread.
+    """Yield the items of `source` in order, read in a thread until `nbytes` are waiting. Closing stops the thread.
 
-    An item that is larger than `nbytes` waits alone. What `source` raises is raised after the items before it. `wake`
-    ends what the thread waits for where it is to stop: an owner may say nothing for long.
+    An item that is larger than `nbytes` waits alone. An error of `source` is raised after the items before it. `wake`
+    ends the source's own wait when the thread is to stop: an owner may be silent for long.
     """
     queue = _Queue(nbytes, wake)
     thread = threading.Thread(target=_fill, args=(source, queue, size), daemon=True, name="hanse-prefetch")
     _RUNNING[thread] = queue
     try:
         thread.start()
-        while (found := queue.take()) is not None:
-            item, error = found
+        while (pair := queue.take()) is not None:
+            item, error = pair
             if error is not None:
                 raise error
             yield item
     finally:
-        _end({thread: queue})
+        _stop_threads({thread: queue})
 
 
-def _end(running: Mapping[threading.Thread, _Queue]) -> None:
-    """All of them are told first; then they are waited for, together no longer than one would be."""
-    alive = [thread for thread in running if thread.is_alive()]  # not where we were forked from whoever has them
+def _stop_threads(running: Mapping[threading.Thread, _Queue]) -> None:
+    """Close all queues first, then wait for all threads, together no longer than for one."""
+    alive = [thread for thread in running if thread.is_alive()]  # not in a forked process: the threads are the parent's
     for thread in alive:
         running[thread].close()
     until = time.monotonic() + _END_SECONDS
     for thread in alive:
-        if thread is threading.current_thread():  # the collector found a forgotten iterator in its own reading
+        if thread is threading.current_thread():  # the garbage collector closed a forgotten iterator in its own thread
             continue
         thread.join(timeout=max(0.0, until - time.monotonic()))
     for thread in running:
@@ -55,17 +55,17 @@ def _end(running: Mapping[threading.Thread, _Queue]) -> None:
 
 
 @atexit.register
-def _end_all() -> None:
-    """A thread that the interpreter finds in the middle of reading when it ends takes the process down: abort."""
-    _end(dict(_RUNNING))
+def _stop_all() -> None:
+    """Stop reading before the interpreter ends: a thread that is still reading then aborts the process."""
+    _stop_threads(dict(_RUNNING))
 
 
 def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> None:
     try:
         for item in source:
-            if not queue.put((item, None), size(item)):
+            if not queue.enqueue((item, None), size(item)):
                 break
-    except BaseException as error:  # noqa: BLE001  it belongs to the reader, on the other side
+    except BaseException as error:  # noqa: BLE001  the reader in the other thread raises it
         queue.end((None, error))
     else:
         queue.end(None)
@@ -82,8 +82,8 @@ class _Queue:
         self._items: deque[tuple[Any, int]] = deque()
         self._changed = threading.Condition()
 
-    def put(self, item: Any, nbytes: int) -> bool:
-        """Wait for room; False where nobody takes any more."""
+    def enqueue(self, item: Any, nbytes: int) -> bool:
+        """Wait for room and append; return False if the reader has closed the queue."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._items or self._held + nbytes <= self._most)
             if not self._closed:
@@ -93,8 +93,8 @@ class _Queue:
             return not self._closed
 
     def end(self, last: Any) -> None:
-        """Let the last one follow, room or none: whatever went wrong here, its reader does not wait for ever. Where
-        nobody takes any more, as at the end of the process, what was broken off by that is told to nobody."""
+        """Append the last item without waiting for room, so that the reader never waits in vain. Ignored after
+        `close`."""
         with self._changed:
             if not self._closed:
                 self._items.append((last, 0))

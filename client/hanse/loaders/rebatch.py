@@ -1,4 +1,4 @@
-"""Rows in pieces that follow from the rows alone, and not from how they came."""
+"""Splits a stream of rows into pieces that depend on the rows alone, not on the batches that they were received in."""
 
 from __future__ import annotations
 
@@ -11,61 +11,66 @@ import pyarrow as pa
 from hanse._arrow.value_limits import widths
 from hanse.errors import Broken
 
-_BYTES = 8 * 2**20  # of a piece: it ends with the row that reaches them, or with the last of these rows
+_BYTES = 8 * 2**20  # of a piece: it ends with the row that reaches them, or after _ROWS_MAX rows
 _ROWS_MAX = 2**15
-_KEPT_MAX = 2**30  # bytes of what came for one piece, whose rows have less than the above
+_KEPT_MAX = 2**30  # received bytes that one piece may keep
 
 
-def even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """About 8 MiB by 8 MiB, of at most 32,768 rows: the same tables, to the byte, whatever batches their rows came in.
+def split_evenly(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield tables of about 8 MiB and at most 32,768 rows: the same tables, to the byte, whatever batches the rows were
+    received in.
 
-    What asks for rows again after a failure and counts what it has of them in pieces needs that: a stream that was
-    reopened comes in others. Broken where what came for one piece is more than a gibibyte.
+    A library that re-reads rows after a failure, and counts what it has in pieces, needs that: a reopened stream has
+    other batches.
+
+    Raises:
+        Broken: more than a gibibyte was received for one piece.
     """
     held, rows, nbytes, kept = list[pa.RecordBatch](), 0, 0.0, 0
     for batch in batches:
-        until, start = _until(batch), 0
-        while (stop := _end(until, start, rows, nbytes)) <= batch.num_rows:
-            yield from _anew([*held, batch.slice(start, stop - start)])
+        until, start = _running_bytes(batch), 0
+        while (stop := _piece_end(until, start, rows, nbytes)) <= batch.num_rows:
+            yield from _rewrite([*held, batch.slice(start, stop - start)])
             held, rows, nbytes, kept, start = [], 0, 0.0, 0, stop
         if start < batch.num_rows:
             held.append(batch.slice(start))
             rows, nbytes = rows + batch.num_rows - start, nbytes + float(until[-1] - until[start])
-            kept = _bounded(held, kept + held[-1].nbytes)
+            kept = _check_kept(held, kept + held[-1].nbytes)
     if held:
-        yield from _anew(held)
+        yield from _rewrite(held)
 
 
-def _until(batch: pa.RecordBatch) -> Any:
-    """How many bytes the first rows have, for none of them to all."""
+def _running_bytes(batch: pa.RecordBatch) -> Any:
+    """Return the bytes of the first n rows, for n from 0 to all."""
     until = np.zeros(batch.num_rows + 1)
     for column in batch.columns:
         until[1:] += widths(column)
     return np.cumsum(until)
 
 
-def _end(until: Any, start: int, rows: int, nbytes: float) -> int:
-    """With which row of a batch the piece ends that has these before it, and goes on at `start`; one beyond the batch
-    where it does not end there."""
+def _piece_end(until: Any, start: int, rows: int, nbytes: float) -> int:
+    """Return the row of a batch where the piece ends that has `rows` rows and `nbytes` bytes so far and continues at
+    `start`; beyond the batch if it does not end there."""
     reached = int(np.searchsorted(until, until[start] + _BYTES - nbytes))
     return min(reached, start + _ROWS_MAX - rows)
 
 
-def _bounded(held: Sequence[pa.RecordBatch], nbytes: int) -> int:
-    """About how many bytes these take, of which `nbytes` may count some again: a dictionary in each batch."""
+def _check_kept(held: Sequence[pa.RecordBatch], nbytes: int) -> int:
+    """Return the bytes that these batches keep, about; `nbytes` may count a shared dictionary repeatedly. Raises:
+    Broken."""
     if nbytes > _KEPT_MAX and (nbytes := pa.Table.from_batches(held).get_total_buffer_size()) > _KEPT_MAX:
         rows = sum(batch.num_rows for batch in held)
         raise Broken(
-            f"expected at most {_KEPT_MAX} bytes for {rows} rows that have less than {_BYTES}, came {nbytes}: their "
-            "owner sends much that none of them names"
+            f"expected at most {_KEPT_MAX} bytes for {rows} rows with less than {_BYTES}, got {nbytes}: the owner "
+            "sends data that no row refers to"
         )
     return nbytes
 
 
-def _anew(parts: Sequence[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """As a writer of Arrow has them: a slice keeps the offsets of its batch, and its room for nulls where it has none.
+def _rewrite(parts: Sequence[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield a copy as Arrow's writer produces it: a slice keeps the offsets and the validity bitmap of its batch.
 
-    Several where one would have more text than 32 bits count.
+    Several tables if one would have more text than 32 bits count.
     """
     for batch in pa.Table.from_batches(parts).combine_chunks().to_batches():
         sink = pa.BufferOutputStream()

@@ -1,4 +1,4 @@
-"""How much has come, counted as it comes and shown while it does."""
+"""Counts the rows and bytes that a loader has received, and shows them while it reads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from hanse.loaders.row_slices import Slice, held
+from hanse.loaders.row_slices import Slice, kept_bytes
 from hanse.stream import Stream
 
 
 @dataclass(slots=True)
 class Throughput:
-    """What has come so far in this iteration."""
+    """What an iteration has received so far."""
 
     rows: int = 0
     nbytes: int = 0
@@ -24,7 +24,7 @@ class Throughput:
 
     @property
     def seconds(self) -> float:
-        """Since this iteration began."""
+        """Seconds since this iteration began."""
         return time.monotonic() - self.began
 
     def __str__(self) -> str:
@@ -33,8 +33,8 @@ class Throughput:
         return f"{self.rows:,} rows, {rate}" + (f", {self.reopened} times reconnected" if self.reopened else "")
 
 
-def counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:
-    """The batches of a stream; each time that it is opened anew is counted with the next of them, or its end."""
+def count_batches(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a stream; count each reopening with the next batch, or at the end."""
     known = 0
     try:
         for batch in stream:
@@ -44,17 +44,17 @@ def counted(stream: Stream, seen: Throughput) -> Iterator[pa.RecordBatch]:
         seen.reopened += stream.reopened - known
 
 
-def count(seen: Throughput, slices: Sequence[Slice]) -> None:
-    """One batch more, of these slices."""
+def add_batch(seen: Throughput, slices: Sequence[Slice]) -> None:
+    """Count one batch that consists of these slices."""
     seen.batches += 1
     for batch, start, stop in slices:
         seen.rows += stop - start
-        seen.nbytes += held(batch) * (stop - start) // batch.num_rows
+        seen.nbytes += kept_bytes(batch) * (stop - start) // batch.num_rows
 
 
-class Told:
-    """A progress bar with the throughput, on standard error: of rows where it is known how many there are, of blocks
-    where it is not. `before`: rows that were read by another iteration."""
+class ThroughputBar:
+    """A progress bar with the throughput, on standard error: in rows if their number is known, else in blocks.
+    `before`: rows that another iteration read."""
 
     def __init__(self, seen: Throughput, *, rows: int, before: int, blocks: int) -> None:
         from rich.console import Console
@@ -65,15 +65,15 @@ class Told:
         self._task = self._bar.add_task("", total=blocks or rows, completed=before)
         self._bar.start()
 
-    def tell(self, blocks: int) -> None:
-        """So many blocks are done."""
+    def update(self, blocks: int) -> None:
+        """Show that `blocks` blocks are done."""
         done = blocks if self._by_blocks else self._before + self._seen.rows
         self._bar.update(self._task, completed=done, description=str(self._seen))
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Show that everything is done."""
         self._bar.update(self._task, completed=self._bar.tasks[0].total)
 
     def close(self) -> None:
-        """The bar stays as it is."""
+        """Stop the bar and leave it on the screen."""
         self._bar.stop()

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hanse._arrow import value_limits
-from hanse._arrow.value_limits import bounded
+from hanse._arrow.value_limits import refuse_oversized
 from hanse._transport import http_stream
 from hanse.cli import query
 from hanse.errors import BadInput, Broken
-from hanse.loaders.torch.tensors import listed, tensors, values
+from hanse.loaders.torch.tensors import list_values, tensors, to_array
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, connector, ipc
@@ -64,16 +64,16 @@ def bomb(request: pytest.FixtureRequest) -> pa.Array:
 
 def test_what_would_take_gigabytes_is_refused(bomb: pa.Array) -> None:
     with pytest.raises(Broken, match="expected a batch whose values take at most"):
-        bounded([bomb])
-    bounded([bomb.slice(1, 20)])
+        refuse_oversized([bomb])
+    refuse_oversized([bomb.slice(1, 20)])
 
 
 def test_without_numpy_it_is_refused_as_well(bomb: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(value_limits, "np", None)
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 20 * LONG)  # it is slow
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 20 * LONG)  # it is slow
     with pytest.raises(Broken, match="expected a batch whose values take at most"):
-        bounded([bomb])
-    bounded([bomb.slice(1, 0)])
+        refuse_oversized([bomb])
+    refuse_oversized([bomb.slice(1, 0)])
 
 
 HONEST = [
@@ -95,8 +95,8 @@ HONEST = [
 def test_what_is_there_may_be_made(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
     for numpy in (value_limits.np, None):
         monkeypatch.setattr(value_limits, "np", numpy)
-        bounded([column])
-        bounded([column.slice(1)])
+        refuse_oversized([column])
+        refuse_oversized([column.slice(1)])
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -109,13 +109,13 @@ def test_unions_that_came_and_are_empty_end_no_process(dense: bool) -> None:
     with pa.ipc.new_stream(sink, lists.schema) as written:
         written.write_batch(lists)
     (batch,) = pa.ipc.open_stream(sink.getvalue())
-    bounded(batch.columns)
-    bounded([batch.column(0).values])
+    refuse_oversized(batch.columns)
+    refuse_oversized([batch.column(0).values])
 
 
 def test_what_came_may_be_made_however_much_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 1000)
-    bounded([pa.array([b"a" * 100_000] * 10, pa.large_binary())])
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 1000)
+    refuse_oversized([pa.array([b"a" * 100_000] * 10, pa.large_binary())])
 
 
 def _taken(value: Any) -> int:
@@ -178,21 +178,21 @@ def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", ["views", "a dictionary", "runs", "a struct of views"])
 def test_values_that_no_tensor_fits_are_bounded(name: str) -> None:
     with pytest.raises(Broken, match="take at most"):
-        listed([BOMBS[name]], "bytes")
+        list_values([BOMBS[name]], "bytes")
 
 
 def test_tensors_of_bytes_are_bounded_by_what_a_tensor_takes() -> None:
     column = pa.array([b""] * 5_000_000, pa.binary())
-    bounded([column])
+    refuse_oversized([column])
     with pytest.raises(Broken, match="take at most"):
-        listed([column], "tensors")
+        list_values([column], "tensors")
     with pytest.raises(Broken, match="take at most"):
-        listed([BOMBS["views of bytes"]], "tensors")
+        list_values([BOMBS["views of bytes"]], "tensors")
 
 
 def test_columns_without_a_tensor_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([COUNT], pa.int32()), pa.array(["x" * 1000]))
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 1500 * COUNT)
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 1500 * COUNT)
     assert len(tensors(pa.record_batch([runs], ["a"]))["a"]) == COUNT
     for blobs in ("bytes", "tensors"):
         with pytest.raises(Broken, match="take at most"):
@@ -211,14 +211,14 @@ UNHELD = {
 @pytest.mark.parametrize("name", UNHELD)
 def test_what_python_has_no_form_for_is_said_by_its_column(name: str) -> None:
     batch = pa.record_batch([pa.array(["x"]), UNHELD[name]], ["fine", "late"])
-    with pytest.raises(BadInput, match=r"in column late that Python has a form for.*leave the column out"):
+    with pytest.raises(BadInput, match=r"in column late that Python can represent.*leave the column out"):
         tensors(batch)
     assert tensors(batch.slice(1)) == {"fine": [], "late": []}
 
 
 def test_what_pandas_has_no_form_for_is_said_by_its_column() -> None:
     days = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
-    with _answer(days) as stream, pytest.raises(BadInput, match="in column c that Python has a form for"):
+    with _answer(days) as stream, pytest.raises(BadInput, match="in column c that Python can represent"):
         stream.to_pandas()
     with _answer(pa.array(["x"])) as stream, pytest.raises(pa.ArrowInvalid, match="zero copy"):
         stream.to_pandas(zero_copy_only=True)  # what the caller asks for
@@ -247,7 +247,7 @@ def test_no_column_is_blamed_for_the_options_of_the_caller(options: dict[str, An
 
 def test_lists_of_one_length_are_bounded() -> None:
     with pytest.raises(Broken, match="take at most"):
-        values("c", BOMBS["views of lists"], (LONG,))
+        to_array("c", BOMBS["views of lists"], (LONG,))
 
 
 def test_a_frame_is_bounded() -> None:
@@ -258,7 +258,7 @@ def test_a_frame_is_bounded() -> None:
 
 
 def test_a_frame_is_bounded_over_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 15 * LONG)
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 15 * LONG)
     some = views(pa.binary_view()).slice(0, 10)
     with _answer(some) as stream:
         assert len(stream.to_pandas()) == 10
@@ -278,14 +278,14 @@ ORDINARY = [
 
 @pytest.mark.parametrize("column", ORDINARY, ids=lambda column: str(column.type))
 def test_a_frame_may_have_any_number_of_ordinary_values(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 5 * value_limits._OBJECT * COUNT)
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 5 * value_limits._OBJECT * COUNT)
     with _answer(*[column] * 10) as stream:
         assert len(stream.to_pandas()) == 10 * COUNT
 
 
 @pytest.mark.parametrize("column", [pa.nulls(COUNT), pa.array([{}] * COUNT)], ids=lambda column: str(column.type))
 def test_a_frame_is_bounded_in_values_of_no_width(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 5 * value_limits._NAME * COUNT)
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 5 * value_limits._NAME * COUNT)
     with _answer(*[column] * 10) as stream, pytest.raises(Broken, match="take at most"):
         stream.to_pandas()
 
@@ -299,13 +299,13 @@ def test_a_frame_is_bounded_in_the_words_of_a_dictionary() -> None:
 @pytest.mark.parametrize("kind", [pa.list_(pa.int16()), pa.large_list(pa.uint8()), pa.list_(pa.int8(), 1000)], ids=str)
 def test_images_and_volumes_take_what_came(kind: pa.DataType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of numbers in lists NumPy makes no objects."""
-    monkeypatch.setattr(value_limits, "_BEYOND_MAX", 40 * COUNT)
+    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 40 * COUNT)
     column = pa.array([[1] * 1000] * 50, kind)
-    assert values("c", column, (10, 100)).shape == (50, 10, 100)
+    assert to_array("c", column, (10, 100)).shape == (50, 10, 100)
     with _answer(column) as stream:
         assert stream.to_pandas()["c"][49].sum() == 1000
     with pytest.raises(Broken, match="take at most"):
-        bounded([pa.array([[1] * 1000] * 50, pa.list_(pa.float64()))])
+        refuse_oversized([pa.array([[1] * 1000] * 50, pa.list_(pa.float64()))])
 
 
 def _answer(*parts: pa.Array) -> Stream:
@@ -314,4 +314,4 @@ def _answer(*parts: pa.Array) -> Stream:
     batches = [pa.record_batch([part], schema) for part in parts]
     pieces = ipc(batches, complete(sum(map(len, parts))), schema=schema, codec="zstd")
     with connector({("GET", "/"): chunked(pieces)}) as served:
-        return Stream(http_stream.ask(http_stream.Request("GET", served.url)))
+        return Stream(http_stream.open_stream(http_stream.HttpRequest("GET", served.url)))

@@ -85,7 +85,7 @@ def read(url: str) -> tuple[list[Any], HanseError | None]:
     """The rows that came, and what ended them."""
     rows: list[Any] = []
     try:
-        with Stream(http_stream.ask(http_stream.Request("GET", url, idle_seconds=10))) as stream:
+        with Stream(http_stream.open_stream(http_stream.HttpRequest("GET", url, idle_seconds=10))) as stream:
             for one in stream:
                 rows += one.to_pylist()
     except HanseError as error:
@@ -107,8 +107,8 @@ def test_rows_are_the_same_however_they_are_cut(tls: bool, tmp_path: Path, monke
         batches = [batch(*range(start, start + size)) for start, size in enumerate(sizes)]
         expected = [row for one in batches for row in one.to_pylist()]
         data, needed = body(rng, batches)
-        monkeypatch.setattr(sockets, "_HELPING", rng.choice([100, 5000, 2**20]))
-        monkeypatch.setattr(sockets, "_BLOCK", rng.choice([64, 5000, 2**18]))
+        monkeypatch.setattr(sockets, "_PORTION_BYTES", rng.choice([100, 5000, 2**20]))
+        monkeypatch.setattr(sockets, "_BLOCK_BYTES", rng.choice([64, 5000, 2**18]))
         cut = rng.choice([None, None, rng.randrange(len(data)), rng.randrange(len(data) - 60, len(data))])
         end = rng.choice(["proper", "silent", "proper" if cut is None else "reset"])
         with owner(rng, context, data[:cut], end) as url:

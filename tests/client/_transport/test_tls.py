@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 from hanse import errors
 from hanse._transport import http_stream, sockets
-from hanse._transport.api import Api, ask_at
-from hanse._transport.http_stream import Request
-from hanse.retry import passes
+from hanse._transport.api import Api, post_small
+from hanse._transport.http_stream import HttpRequest
+from hanse.retry import is_temporary
 from hanse.stream import Stream
 
 from tests.client.support import batch, chunked, complete, ipc, listening
@@ -58,13 +58,13 @@ def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.Monke
     file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url:
-        table = Stream(http_stream.ask(Request("GET", url, idle_seconds=60))).to_arrow()
+        table = Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=60))).to_arrow()
     assert table == pa.Table.from_batches(BATCHES)
 
 
 ASK: dict[str, Callable[[str], Any]] = {
-    "stream": lambda url: http_stream.ask(Request("GET", url, idle_seconds=60)),
-    "plan": lambda url: ask_at(url, "ticket", {}, seconds=60),
+    "stream": lambda url: http_stream.open_stream(HttpRequest("GET", url, idle_seconds=60)),
+    "plan": lambda url: post_small(url, "ticket", {}, seconds=60),
     "connector": lambda url: Api(url, "token").get("/self"),
 }
 
@@ -76,14 +76,14 @@ def test_an_owner_that_nobody_vouches_for_is_refused_and_not_asked_again(ask: st
         pytest.raises(errors.Unreachable, match=r"no trusted connection to .*\(self-signed certificate\)") as caught,
     ):
         ASK[ask](url)
-    assert (caught.value.code, passes(caught.value)) == ("certificate_untrusted", False)
+    assert (caught.value.code, is_temporary(caught.value)) == ("certificate_untrusted", False)
 
 
 def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
-        http_stream.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
+        http_stream.open_stream(HttpRequest("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
 
 
 @pytest.mark.parametrize("ask", ASK)
@@ -92,12 +92,12 @@ def test_an_authority_that_was_renewed_while_a_job_runs_is_believed(
 ) -> None:
     before, after = self_signed(tmp_path / "before.pem"), self_signed(tmp_path / "after.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle := Path(shutil.copy(before, tmp_path / "bundle.pem"))))
-    old = sockets.trusted()
+    old = sockets.load_trust()
     shutil.copy(after, bundle)
     with owner(after, whole if ask == "stream" else nothing, times=2) as url:
         ASK[ask](url)
-    assert sockets.renewed(old), "another thread that was refused meanwhile asks again, too"
-    assert not sockets.renewed(sockets.trusted())
+    assert sockets.is_trust_renewed(old), "another thread that was refused meanwhile asks again, too"
+    assert not sockets.is_trust_renewed(sockets.load_trust())
 
 
 def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,13 +112,13 @@ def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkey
     monkeypatch.setattr(sockets, "ssl", changed(ssl, create_default_context=load))
     for _ in range(2):
         with owner(file, whole) as url:
-            Stream(http_stream.ask(Request("GET", url, idle_seconds=60))).to_arrow()
+            Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=60))).to_arrow()
         Api("https://127.0.0.1:1", "token").close()
     assert len(loaded) == 1
-    monkeypatch.setattr(sockets, "_ANEW_SECONDS", 1e-9)  # an hour later
-    assert sockets.trusted() is loaded[1]
+    monkeypatch.setattr(sockets, "_RELOAD_SECONDS", 1e-9)  # an hour later
+    assert sockets.load_trust() is loaded[1]
     monkeypatch.setenv("SSL_CERT_FILE", str(shutil.copy(file, tmp_path / "another.pem")))
-    assert sockets.trusted() is loaded[2]
+    assert sockets.load_trust() is loaded[2]
 
 
 def test_what_is_believed_is_what_the_http_library_believes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_what_is_believed_is_what_the_http_library_believes(tmp_path: Path, monk
     for name, folder in ((str(file), ""), ("", str(tmp_path)), (str(file), str(tmp_path)), ("", "")):
         monkeypatch.setenv("SSL_CERT_FILE", name)
         monkeypatch.setenv("SSL_CERT_DIR", folder)
-        ours, theirs = sockets.trusted(), httpx2.create_ssl_context()
+        ours, theirs = sockets.load_trust(), httpx2.create_ssl_context()
         assert ours.get_ca_certs() == theirs.get_ca_certs()
         assert (ours.verify_mode, ours.check_hostname) == (theirs.verify_mode, theirs.check_hostname)
 
@@ -141,9 +141,9 @@ def test_certificates_that_cannot_be_used_are_named(
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with (
         owner(self_signed(tmp_path / "owner.pem"), whole) as url,
-        pytest.raises(errors.BadInput, match=r"SSL_CERT_FILE.*trusted"),
+        pytest.raises(errors.BadInput, match=r"trusted.*SSL_CERT_FILE"),
     ):
-        http_stream.ask(Request("GET", url, idle_seconds=60))
+        http_stream.open_stream(HttpRequest("GET", url, idle_seconds=60))
     with pytest.raises(errors.BadInput, match="expected certificates"):
         Api("https://127.0.0.1:1", "token")
 
@@ -152,4 +152,4 @@ def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, cut) as url, pytest.raises(errors.Unreachable):
-        Stream(http_stream.ask(Request("GET", url, idle_seconds=60))).to_arrow()
+        Stream(http_stream.open_stream(HttpRequest("GET", url, idle_seconds=60))).to_arrow()

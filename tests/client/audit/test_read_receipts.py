@@ -19,7 +19,7 @@ import hanse
 import pytest
 import xxhash
 from hanse import errors
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.audit import read_receipts
 from hanse.audit.read_receipts import Receipts
 from hanse.client import Dataset, Space
@@ -47,10 +47,10 @@ TOLD = {"status": "complete", "rows": 3, "bytes": 80, "digest": DIGEST}
 @pytest.fixture(autouse=True)
 def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A teller of each test's own, with nothing left of others."""
-    monkeypatch.setattr(read_receipts, "_teller", read_receipts._Teller())
-    monkeypatch.setattr(read_receipts, "_without", set())
+    monkeypatch.setattr(read_receipts, "_reporter", read_receipts._Reporter())
+    monkeypatch.setattr(read_receipts, "_unsupported", set())
     yield
-    read_receipts._teller.leave()
+    read_receipts._reporter.leave()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def air(served: Connector) -> Iterator[Dataset]:
 
 
 def dataset(space: Space) -> Dataset:
-    return Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+    return Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
 
 
 def told(served: Connector, number: int = 1) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def test_a_connector_that_does_not_take_it_is_warned_of_once_and_never_an_error(
         for number in range(2):
             assert air.stream().to_arrow().num_rows == 3
             told(served, number + 1)
-            _until(lambda: read_receipts._teller._warned)
+            _until(lambda: read_receipts._reporter._warned)
     assert [one.category for one in caught if "receipt" in str(one.message)] == [RuntimeWarning]
 
 
@@ -220,17 +220,17 @@ def test_what_cannot_be_told_takes_little_memory_and_no_time(monkeypatch: pytest
         answered.append(1)
         return {}
 
-    monkeypatch.setattr(read_receipts, "_posted", silent)
+    monkeypatch.setattr(read_receipts, "_post", silent)
     to = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(20_000):
             to.begin("r").end(code="left")
-        assert read_receipts._teller._ended.qsize() <= read_receipts._WAITING_MAX
-        read_receipts._teller.leave()
+        assert read_receipts._reporter._ended.qsize() <= read_receipts._WAITING_MAX
+        read_receipts._reporter.leave()
     assert not answered
     over.set()
-    monkeypatch.setattr(read_receipts, "_teller", read_receipts._Teller())
+    monkeypatch.setattr(read_receipts, "_reporter", read_receipts._Reporter())
 
 
 def test_a_connector_that_takes_none_is_told_once_and_nobody_warned(served: Connector, air: Dataset) -> None:
@@ -238,12 +238,12 @@ def test_a_connector_that_takes_none_is_told_once_and_nobody_warned(served: Conn
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         air.stream().to_arrow()
-        _until(lambda: bool(read_receipts._without))
+        _until(lambda: bool(read_receipts._unsupported))
         worker = multiprocessing.get_context("fork").Process(target=_reads, args=(air, None))
         worker.start()
         worker.join(60)
         air.stream().to_arrow()
-        read_receipts._teller.leave()
+        read_receipts._reporter.leave()
     assert not [one for one in caught if "receipt" in str(one.message)]
     assert len(told(served)) == 1
 
@@ -253,7 +253,7 @@ def test_a_thread_is_there_only_while_it_tells(served: Connector, air: Dataset) 
     air.stream().to_arrow()
     told(served)
     time.sleep(1)
-    assert read_receipts._teller._thread is None
+    assert read_receipts._reporter._thread is None
 
 
 def test_what_is_left_is_told_through_the_proxy_of_everything_else(
@@ -276,12 +276,12 @@ def test_many_reads_that_end_with_a_process_keep_it_no_longer_than_one(monkeypat
         raise errors.Unreachable("nobody answers")
 
     monkeypatch.setattr(read_receipts, "time", changed(time, monotonic=lambda: now[0]))
-    monkeypatch.setattr(read_receipts, "_posted", silent)
-    monkeypatch.setattr(read_receipts._teller, "_wake", lambda: None)
+    monkeypatch.setattr(read_receipts, "_post", silent)
+    monkeypatch.setattr(read_receipts._reporter, "_wake", lambda: None)
     to = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"})
     kept = [to.begin("r") for _ in range(600)]
     with pytest.warns(RuntimeWarning, match="nobody answers"):
-        read_receipts._teller.leave()
+        read_receipts._reporter.leave()
     assert (len(kept), now) == (600, [read_receipts._EXIT_SECONDS])
 
 
@@ -289,20 +289,20 @@ def test_who_interrupts_an_end_sees_no_traceback(monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(read_receipts, "_posted", interrupted)
-    monkeypatch.setattr(read_receipts._teller, "_wake", lambda: None)
+    monkeypatch.setattr(read_receipts, "_post", interrupted)
+    monkeypatch.setattr(read_receipts._reporter, "_wake", lambda: None)
     kept = Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"}).begin("r")
-    read_receipts._teller.leave()
-    assert kept.id not in read_receipts._teller._under_way
+    read_receipts._reporter.leave()
+    assert kept.id not in read_receipts._reporter._open
 
 
 def test_a_process_that_ends_tells_first(served: Connector) -> None:
     code = """
         import hanse, sys
         from hanse.client import Dataset
-        from hanse.agreement import Access, Name
+        from hanse.agreement import Name, TransferAccess
         space = hanse.connect(sys.argv[1], "secret")
-        air = Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
+        air = Dataset(space, TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", ""))
         kept = iter(air.stream())
         next(kept)
         air.stream().to_arrow()
@@ -321,9 +321,10 @@ def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None
     code = """
         import hanse, sys
         from hanse.client import Dataset
-        from hanse.agreement import Access, Name
+        from hanse.agreement import Name, TransferAccess
         space = hanse.connect(sys.argv[1], "secret")
-        Dataset(space, Access(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")).stream().to_arrow()
+        access = TransferAccess(Name("north", "air"), "urn:hanse:north:air", "agr", "trf", "")
+        Dataset(space, access).stream().to_arrow()
     """
     try:  # it ends while the connector is still silent
         subprocess.run(
@@ -336,25 +337,25 @@ def test_an_end_that_nobody_hears_of_keeps_no_process(served: Connector) -> None
 def test_a_process_that_waited_in_vain_says_so_and_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`multiprocessing` has its own end of a process, beside that of the interpreter."""
     over, waited = threading.Event(), []
-    monkeypatch.setattr(read_receipts, "_posted", lambda *_, **__: over.wait(120) and {})
+    monkeypatch.setattr(read_receipts, "_post", lambda *_, **__: over.wait(120) and {})
     Receipts("http://127.0.0.1:9", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
-    thread = read_receipts._teller._thread
+    thread = read_receipts._reporter._thread
     assert thread is not None
     monkeypatch.setattr(thread, "join", waited.append)
-    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time") as caught:
-        read_receipts._teller.leave()
-    read_receipts._teller.leave()
+    with pytest.warns(RuntimeWarning, match="could not report every read .* did not answer in time") as caught:
+        read_receipts._reporter.leave()
+    read_receipts._reporter.leave()
     over.set()
     assert (len(caught), waited) == (1, [read_receipts._EXIT_SECONDS])
 
 
 def test_a_process_that_ends_says_where_a_second_call_was_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_receipts, "_posted", lambda *_, **__: time.sleep(read_receipts._EXIT_SECONDS) or {})
-    monkeypatch.setattr(read_receipts._teller, "_wake", lambda: None)
+    monkeypatch.setattr(read_receipts, "_post", lambda *_, **__: time.sleep(read_receipts._EXIT_SECONDS) or {})
+    monkeypatch.setattr(read_receipts._reporter, "_wake", lambda: None)
     for port in (9, 10):
         Receipts(f"http://127.0.0.1:{port}", "x", {"agreement": "agr", "transfer": "trf"}).begin("r").end(code="left")
-    with pytest.warns(RuntimeWarning, match="was not told of every read .* did not answer in time"):
-        read_receipts._teller.leave()
+    with pytest.warns(RuntimeWarning, match="could not report every read .* did not answer in time"):
+        read_receipts._reporter.leave()
 
 
 def _reads(air: Dataset, kept: Any) -> None:
@@ -382,7 +383,7 @@ def test_a_bare_fork_tells_of_nothing_that_was_before(served: Connector, air: Da
     air.stream().to_arrow()
     child = os.fork()
     if not child:
-        read_receipts._teller.leave()
+        read_receipts._reporter.leave()
         os._exit(0)
     os.waitpid(child, 0)
     assert len(told(served)) == 1

@@ -122,7 +122,7 @@ def resigned(parts: dict[str, bytes], manifest: str) -> bytes:
         (
             WHOLE,
             {"kind": "most"},
-            "expected the whole log, or an extract and its filter, came a file of the kind 'most'",
+            "expected the whole log, or an extract and its filter, got a file of the kind 'most'",
         ),
         (WHOLE, {"records": 5}, "the manifest calls this the whole log of 12 records, and gives"),
         (WHOLE, {"filter": {"agreement": "urn:agreement:1"}}, "the manifest calls this the whole log of 12 records"),
@@ -370,18 +370,18 @@ def test_a_record_that_says_two_times_is_found(tmp_path: Path) -> None:
 
 LOG = reads(8)
 DISHONEST: list[tuple[str, dict[str, Any], str]] = [
-    ("another record", logged(LOG, 2), "expected record 5, came one numbered 2"),
+    ("another record", logged(LOG, 2), "expected record 5, got one numbered 2"),
     ("another record, numbered so", logged(LOG, 2, idx=5), "the proof that came with record 5 is that of record 2"),
     ("another body", logged(LOG, 5, body={**logged(LOG, 5)["body"], "actor": "eve"}), "its text was changed"),
     ("another salt", logged(LOG, 5, salt="AAAAAAAAAAAAAAAAAAAAAA=="), "its text was changed"),
     ("another time", logged(LOG, 5, ts=LOG[5].ts + 60), "its text was changed"),
-    ("another kind", logged(LOG, 5, kind="LogRead"), "came one numbered 5 of the kind 'LogRead'"),
+    ("another kind", logged(LOG, 5, kind="LogRead"), "got one numbered 5 of the kind 'LogRead'"),
     ("another's leaf and proof", {**logged(LOG, 5), **{name: logged(LOG, 2)[name] for name in ("leaf", "proof")}},
      "its text was changed"),
     ("a salt that is none", logged(LOG, 5, salt=5), "the salt is not base64"),
     ("never logged", logged(reads(8, r5="eve"), 5, proof=logged(LOG, 5)["proof"]), "does not lead from this record"),
     ("half a character", logged(LOG, 5, proof=logged(LOG, 5)["proof"].replace("\n8", "\ud800")), "something else"),
-    ("nothing", {}, "expected record 5 with its leaf and proof, came something else"),
+    ("nothing", {}, "expected record 5 with its leaf and proof, got something else"),
     ("no time", logged(LOG, 5, ts=float("nan")), "expected record 5 with its leaf and proof"),
 ]  # fmt: skip
 

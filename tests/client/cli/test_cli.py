@@ -22,7 +22,7 @@ import pytest
 import typer
 from hanse import cli
 from hanse.cli import main, output
-from hanse.cli.query import told
+from hanse.cli.query import describe_progress
 from pyarrow import csv, feather, parquet
 from rich.console import Console
 
@@ -85,7 +85,7 @@ def run(served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [
-        ((400, {"code": "bad_input", "detail": "expected a, came b"}), 1, "expected a, came b"),
+        ((400, {"code": "bad_input", "detail": "expected a, got b"}), 1, "expected a, got b"),
         ((401, {"code": "unauthenticated", "detail": "unknown token"}), 3, "unknown token"),
         ((403, {"code": "purpose_not_agreed", "detail": "no", "rule": "/permission/0"}), 3, "rule: /permission/0"),
         ((404, {"code": "not_found", "detail": "no such thing"}), 4, "code: not_found"),
@@ -146,7 +146,7 @@ def test_an_address_that_is_no_management_listeners_is_told_as_that(run: Run, se
 def test_where_no_tls_is_spoken_the_other_scheme_is_named(run: Run, served: Connector) -> None:
     ran = run("--url", served.url.replace("http:", "https:"), "members")
     assert ran.code == 5
-    assert f"speaks no TLS; try {served.url}" in " ".join(ran.err.split())
+    assert f"does not speak TLS; try {served.url}" in " ".join(ran.err.split())
 
 
 def test_a_line_of_a_form_is_told_once(run: Run, served: Connector, tmp_path: Path) -> None:
@@ -364,11 +364,11 @@ def test_a_file_is_on_the_disk_when_it_has_its_name_and_a_full_disk_is_told_by_i
     synced: list[str] = []
     noted = changed(os, fsync=lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     monkeypatch.setattr(output, "os", noted)
-    with output.whole(tmp_path / "rows.arrows") as file:
+    with output.write_whole(tmp_path / "rows.arrows") as file:
         file.write(b"rows")
     assert synced == [str(tmp_path / ".rows.arrows.part"), str(tmp_path)]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.arrows"]
-    with pytest.raises(OSError, match="No space") as raised, output.whole(tmp_path / "rows.arrows"):
+    with pytest.raises(OSError, match="No space") as raised, output.write_whole(tmp_path / "rows.arrows"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert raised.value.filename == str(tmp_path / "rows.arrows")
     assert (tmp_path / "rows.arrows").read_bytes() == b"rows"
@@ -380,7 +380,7 @@ def test_a_file_that_is_written_anew_stays_what_it_was(tmp_path: Path) -> None:
     kept = tmp_path / "big" / "rows.csv"
     kept.touch(mode=0o600)
     (tmp_path / "rows.csv").symlink_to("big/rows.csv")
-    with output.whole(tmp_path / "rows.csv") as file:
+    with output.write_whole(tmp_path / "rows.csv") as file:
         file.write(b"rows")
     assert kept.read_bytes() == b"rows"
     assert (stat.S_IMODE(kept.stat().st_mode), [path.name for path in kept.parent.iterdir()]) == (0o600, ["rows.csv"])
@@ -393,7 +393,7 @@ def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path, run: Run)
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with output.whole(pipe) as file:
+        with output.write_whole(pipe) as file:
             file.write(b"rows")
         assert os.read(reader, 10) == b"rows"
     finally:
@@ -410,7 +410,7 @@ def test_standard_output_by_its_name_is_added_to(tmp_path: Path) -> None:
     program = """
 from pathlib import Path
 from hanse.cli import output as out
-with out.whole(Path("/dev/stdout")) as file:
+with out.write_whole(Path("/dev/stdout")) as file:
     file.write(b"rows")
 """
     with kept.open("a") as opened:
@@ -423,12 +423,12 @@ def test_a_disk_without_sync_takes_files(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(output, "os", changed(os, fsync=none))
-    with output.whole(tmp_path / "rows") as file:
+    with output.write_whole(tmp_path / "rows") as file:
         file.write(b"rows")
     assert (tmp_path / "rows").read_bytes() == b"rows"
 
 
-@pytest.mark.parametrize("writes", ["print(1, flush=True)", "with out.to_output() as sink: sink.write(bytes(10**6))"])
+@pytest.mark.parametrize("writes", ["print(1, flush=True)", "with out.open_stdout() as sink: sink.write(bytes(10**6))"])
 def test_a_full_output_is_told_as_that(writes: str) -> None:
     program = f"""
 from hanse import cli
@@ -738,13 +738,13 @@ def test_guarded_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(run: Run
     guarded = run("query", "SELECT 1", "-f", "csv", "--guard").out.splitlines()
     assert plain[:2] == ['"=a","n","d","l"', '"=1+1",-1,"-1.5","[1]"']
     assert guarded == ['"\'=a","n","d","l"', '"\'=1+1",-1,"-1.5","[1]"', '"\'-x",2,"-1.5","[1]"', *plain[3:]]
-    assert "expected --guard beside csv, came json" in run("query", "SELECT 1", "-f", "json", "--guard").err
+    assert "expected --guard with csv, got json" in run("query", "SELECT 1", "-f", "json", "--guard").err
 
 
 def test_a_yes_that_is_on_its_way_is_said_to_be(run: Run, served: Connector) -> None:
     for pending, expected in (("ContractAgreementMessage", True), ("", False)):
         served.routes["POST", "/negotiations/n1/approve"] = {**NEGOTIATION, "pending": pending}
-        assert ("your yes is on its way" in run("approve", "n1").err) is expected
+        assert ("the approval is being sent" in run("approve", "n1").err) is expected
 
 
 @pytest.mark.parametrize("how", [[], ["--explain"], ["--analyze"]], ids=str)
@@ -767,7 +767,7 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
 
 
 def test_a_whole_number_of_an_answer_is_shown_as_it_is() -> None:
-    assert [output.cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
+    assert [output.format_cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
 
 
 def test_first_rows_of_a_dataset_are_shown_as_those_of_an_answer(run: Run, served: Connector) -> None:
@@ -918,7 +918,7 @@ TOLD = [
 
 @pytest.mark.parametrize(("progress", "line"), TOLD, ids=[line for _, line in TOLD])
 def test_a_running_question_says_what_each_owner_does(progress: dict[str, Any], line: str) -> None:
-    assert told(progress) == line
+    assert describe_progress(progress) == line
 
 
 def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:
@@ -930,11 +930,11 @@ def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_
 
 
 NOT_WRITTEN = [
-    (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, came 'xls'"),
-    (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, came 'xml'"),
-    (["-f", "table", "-o", "a"], "came 'table'"),
-    (["-o", "nowhere/a.csv"], "expected a file in a directory that is there"),
-    (["-f", "csv", "-o", "."], "expected a file in a directory that is there"),
+    (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, got 'xls'"),
+    (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, got 'xml'"),
+    (["-f", "table", "-o", "a"], "got 'table'"),
+    (["-o", "nowhere/a.csv"], "expected --output in an existing directory"),
+    (["-f", "csv", "-o", "."], "expected --output in an existing directory"),
 ]
 
 
@@ -975,12 +975,12 @@ def test_columns_of_one_name_are_kept_apart_or_refused(run: Run, served: Connect
     assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[1] == "1,2,3"
     ran = run("query", "SELECT 1", "--json")
     assert (ran.code, ran.out) == (1, "")
-    assert "different names for json, came several called a; name each with AS, or ask for csv" in ran.err
+    assert "different names for json, got several called a; name each with AS, or ask for csv" in ran.err
 
 
 SPANS = pa.schema([("age", pa.int64()), ("lasted", pa.list_(pa.month_day_nano_interval()))])
 SPAN = ipc([pa.record_batch([[1], [[(0, 1, 0)]]], schema=SPANS)], complete(1), schema=SPANS)
-UNFIT = "expected columns that Parquet has a form for, came intervals in lasted; leave them out, or ask for csv, json"
+UNFIT = "expected columns that Parquet can hold, got intervals in lasted; leave them out, or ask for csv, json"
 
 
 @pytest.mark.parametrize("options", [["-o", "a.parquet"], ["-f", "parquet"]], ids=str)
@@ -1088,7 +1088,7 @@ def test_a_record_is_shown_where_it_is_the_one_that_was_logged(run: Run, served:
     for idx, answer, key, code, says in (
         (5, genuine, "", 0, "checked with the key that came with the record"),
         (5, genuine, KEY, 0, ""),
-        (4, genuine, KEY, 6, "expected record 4, came one numbered 5"),
+        (4, genuine, KEY, 6, "expected record 4, got one numbered 5"),
         (5, {**genuine, "body": {**genuine["body"], "actor": "eve"}}, KEY, 6, "its text was changed"),
         (5, genuine, str(CASES / "log.vkey"), 0, ""),
         (5, genuine, KEY.replace("north", "south"), 6, "the verifier key does not fit its own id"),
@@ -1189,7 +1189,7 @@ def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tm
     assert target.read_bytes() == data
     assert run("audit", "export", "-o", str(target)).code == 1
     served.routes["GET", "/audit/export"] = (200, b"<html>")
-    assert "sent no evidence file" in run("audit", "export", "-o", str(tmp_path / "f.zip")).err
+    assert "expected an evidence file from" in run("audit", "export", "-o", str(tmp_path / "f.zip")).err
     served.routes["GET", "/audit/export"] = (503, {"code": "busy", "detail": "no room"})
     assert run("audit", "export", "-o", str(tmp_path / "f.zip")).code == 1
     assert list(tmp_path.glob("*f.zip*")) == []

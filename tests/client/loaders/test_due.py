@@ -18,16 +18,16 @@ Sent = Sequence[tuple[int, tuple[int, ...]]]  # blocks, and ages of the people i
 
 WHOLE: Sent = [(0, (1, 2)), (1, (3, 4)), (1, (5,)), (2, (6,))]
 OTHERS: dict[str, tuple[Sent, str]] = {
-    "the last one is missing": (WHOLE[:3], "expected 1 rows of block 2, came 0"),
-    "the first one is missing": (WHOLE[1:], "expected 2 rows of block 0, came 0"),
-    "all are missing": ([], "expected 2 rows of block 0, came 0"),
-    "one is missing between": ([WHOLE[0], WHOLE[3]], "expected 3 rows of block 1, came 0"),
-    "a part is missing": ([WHOLE[0], WHOLE[1], WHOLE[3]], "expected 3 rows of block 1, came 2"),
-    "a part comes twice": ([*WHOLE[:3], *WHOLE[1:]], "expected 3 rows of block 1, came 5"),
-    "one comes twice": ([WHOLE[0], *WHOLE], "expected 2 rows of block 0, came 4"),
-    "one comes twice at the end": ([*WHOLE, WHOLE[3]], "expected 1 rows of block 2, came 2"),
+    "the last one is missing": (WHOLE[:3], "expected 1 rows of block 2, got 0"),
+    "the first one is missing": (WHOLE[1:], "expected 2 rows of block 0, got 0"),
+    "all are missing": ([], "expected 2 rows of block 0, got 0"),
+    "one is missing between": ([WHOLE[0], WHOLE[3]], "expected 3 rows of block 1, got 0"),
+    "a part is missing": ([WHOLE[0], WHOLE[1], WHOLE[3]], "expected 3 rows of block 1, got 2"),
+    "a part comes twice": ([*WHOLE[:3], *WHOLE[1:]], "expected 3 rows of block 1, got 5"),
+    "one comes twice": ([WHOLE[0], *WHOLE], "expected 2 rows of block 0, got 4"),
+    "one comes twice at the end": ([*WHOLE, WHOLE[3]], "expected 1 rows of block 2, got 2"),
     "one comes again later": ([*WHOLE, WHOLE[0]], "in their order"),
-    "another order": (WHOLE[::-1], "expected 2 rows of block 0, came 0"),
+    "another order": (WHOLE[::-1], "expected 2 rows of block 0, got 0"),
     "one that was not asked for": ([(7, (1, 2)), *WHOLE], "in their order"),
 }
 
@@ -71,7 +71,7 @@ def test_rows_that_come_again_after_a_break_are_not_given_again() -> None:
         return sent(WHOLE[1:] if again else WHOLE[:2], end=bool(again))
 
     given = []
-    with owned(answer, rows=ROWS) as dataset, pytest.raises(Broken, match="expected 3 rows of block 1, came 4"):
+    with owned(answer, rows=ROWS) as dataset, pytest.raises(Broken, match="expected 3 rows of block 1, got 4"):
         given += [age for one in dataset.loader() for age in one.column("age").to_pylist()]
 
 
@@ -133,7 +133,7 @@ def test_rows_of_another_version_than_those_before_are_a_conflict() -> None:
     with owned(answer) as dataset:
         rows = of_stream(dataset)
         assert next(rows) == 1
-        with pytest.raises(Conflict, match="version v1, came some of v2") as caught:
+        with pytest.raises(Conflict, match="version v1, got some of v2") as caught:
             next(rows)
     assert caught.value.code == "snapshot_changed"
 
@@ -173,10 +173,10 @@ def test_rows_that_end_where_they_were_to_begin_are_broken(way: Callable[[Datase
         return sent(WHOLE[:1], end=len(asked_for) > 5)
 
     with owned(answer, rows=ROWS, otherwise={"exact": False}) as dataset:
-        with pytest.raises(Broken, match="came some that end there"):
+        with pytest.raises(Broken, match="got rows that end there"):
             list(way(dataset))
         assert asked_for == ["", "0/2"]
-        with pytest.raises(Broken, match="came some that end there"):
+        with pytest.raises(Broken, match="got rows that end there"):
             list(dataset.read(dataset.plan(), [0], after="0/2"))
 
 

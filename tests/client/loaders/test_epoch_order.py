@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hanse.errors import BadInput
-from hanse.loaders.epoch_order import Mark, Order, Progress, Share, merge, merged, of_state, to_state
+from hanse.loaders.epoch_order import EpochProgress, Mark, Order, ReaderShare, from_state, merge, merge_shares, to_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,12 +32,12 @@ def test_every_block_stands_once_in_every_epoch(blocks: int, seed: int, epoch: i
 
 @given(st.integers(0, 60), st.integers(1, 12))
 def test_any_number_of_readers_share_an_epoch_without_gap_or_overlap(blocks: int, parts: int) -> None:
-    shares = [Share(part=part, parts=parts).places(blocks) for part in range(parts)]
+    shares = [ReaderShare(part=part, parts=parts).places(blocks) for part in range(parts)]
     assert sorted(place for share in shares for place, _ in share) == list(range(blocks))
     assert all([place for place, _ in share] == sorted(place for place, _ in share) for share in shares)
 
 
-def read(share: Share, blocks: int, rows: int) -> tuple[list[tuple[int, int]], Share]:
+def read(share: ReaderShare, blocks: int, rows: int) -> tuple[list[tuple[int, int]], ReaderShare]:
     """A model reader: takes `rows` rows of its share, and where it is then."""
     taken: list[tuple[int, int]] = []
     after = share
@@ -55,36 +55,36 @@ def test_changing_the_number_of_readers_again_and_again_gives_every_row_once_in_
     seed: int, blocks: int, phases: list[int]
 ) -> None:
     chance = random.Random(seed)
-    order, base = Order("i", blocks, seed), Progress()
+    order, base = Order("i", blocks, seed), EpochProgress()
     taken: list[tuple[int, int]] = []
     for number, parts in enumerate(phases):
         last = number == len(phases) - 1
         states = []
         for part in range(parts):
-            found, after = read(Share(base, part, parts), blocks, 10**9 if last else chance.randrange(3 * ROWS))
+            found, after = read(ReaderShare(base, part, parts), blocks, 10**9 if last else chance.randrange(3 * ROWS))
             assert found == sorted(found)  # a part of the sequence, in its order
             taken += found
             states.append(json.loads(json.dumps(to_state(order, after))))
         state = merge({"ranks": states})
-        base = of_state(state)[1]  # type: ignore[assignment]  # merged states are of an epoch
+        base = from_state(state)[1]  # type: ignore[assignment]  # merged states are of an epoch
     assert sorted(taken) == [(place, row) for place in range(blocks) for row in range(ROWS)]
 
 
 def test_a_second_resume_goes_on_where_the_first_ended() -> None:
-    order, share = Order("i", 6, 1), Share(part=1, parts=2)
+    order, share = Order("i", 6, 1), ReaderShare(part=1, parts=2)
     taken: list[tuple[int, int]] = []
     while found := read(share, 6, 4)[0]:
         taken += found
         share = read(share, 6, 4)[1]
-        restored = of_state(json.loads(json.dumps(to_state(order, share))))[1]
+        restored = from_state(json.loads(json.dumps(to_state(order, share))))[1]
         assert restored == share
     assert taken == [(place, row) for place in (1, 3, 5) for row in range(ROWS)]
 
 
 def test_states_that_do_not_belong_together_are_not_merged() -> None:
     order = Order("i", 6, 1)
-    one, two = (to_state(order, Share(part=part, parts=2)) for part in (0, 1))
-    other = to_state(Order("i", 6, 2), Share(part=1, parts=2))
+    one, two = (to_state(order, ReaderShare(part=part, parts=2)) for part in (0, 1))
+    other = to_state(Order("i", 6, 2), ReaderShare(part=1, parts=2))
     for states, said in (
         ([one], r"missing: \[1\]"),
         ([one, one], r"missing: \[1\]"),
@@ -101,8 +101,8 @@ def test_states_that_do_not_belong_together_are_not_merged() -> None:
 @pytest.mark.parametrize("name", ["seed", "epoch", "window"])
 def test_a_state_of_a_number_that_is_none_is_refused(name: str) -> None:
     """7.0 is equal to 7, and of another order."""
-    state = to_state(Order("i", 6, 7), Share())
-    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came 7.0"):
+    state = to_state(Order("i", 6, 7), ReaderShare())
+    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, got 7.0"):
         merge([state | {name: 7.0}])
     assert json.dumps(merge([state | {name: np.int64(7)}])) == json.dumps(merge([state | {name: 7}]))
 
@@ -113,19 +113,19 @@ def test_a_state_of_a_number_that_is_none_is_refused(name: str) -> None:
         ({}, "one without 'hanse'"),
         ({"hanse": 1, "identity": "i"}, "one without 'seed'"),
         ({"hanse": 2}, "another form: version 2"),
-        (to_state(Order("i", 6), Share()) | {"base": None}, "another form: "),
-        (to_state(Order("i", 6), Share()) | {"base": {"below": 0, "open": []}}, "another form: "),
+        (to_state(Order("i", 6), ReaderShare()) | {"base": None}, "another form: "),
+        (to_state(Order("i", 6), ReaderShare()) | {"base": {"below": 0, "open": []}}, "another form: "),
         (None, "None"),
         ("x", "'x'"),
     ],
     ids=["empty", "cut", "newer", "other base", "other places", "none", "text"],
 )
 def test_what_is_no_state_is_refused(state: Any, came: str) -> None:
-    with pytest.raises(BadInput, match=f"expected a state that state_dict.. gave, came {came}"):
-        of_state(state)
+    with pytest.raises(BadInput, match=f"expected a state that state_dict.. gave, got {came}"):
+        from_state(state)
 
 
-TAKEN = to_state(Order("i", 6, 7, window=4), Share(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6)))
+TAKEN = to_state(Order("i", 6, 7, window=4), ReaderShare(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6)))
 OPEN = {"row": 4, "emitted": 0, "cursor": "", "cursor_row": 0}
 
 
@@ -145,9 +145,9 @@ OPEN = {"row": 4, "emitted": 0, "cursor": "", "cursor_row": 0}
 )  # fmt: skip
 def test_a_state_with_a_field_that_none_has_is_refused(damage: dict[str, Any]) -> None:
     """Rows would be left out or doubled, or it would fail in the middle."""
-    assert of_state(TAKEN)[1] == Share(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6))
+    assert from_state(TAKEN)[1] == ReaderShare(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6))
     with pytest.raises(BadInput, match="expected "):
-        of_state(TAKEN | damage)
+        from_state(TAKEN | damage)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_a_state_with_a_mark_that_none_has_is_refused(damage: dict[str, Any]) ->
     mark = TAKEN["mark"] | damage
     for state in (TAKEN | {"mark": mark}, TAKEN | {"base": {"below": 2, "open": {"1": mark}}}):
         with pytest.raises(BadInput, match="expected "):
-            of_state(state)
+            from_state(state)
 
 
 def test_merging_keeps_only_what_is_open() -> None:
     order = Order("i", 1000, 3)
-    shares = [Share(part=part, parts=4, done=100, mark=Mark(3, 0, "c", 2)) for part in range(4)]
-    progress = merged(order, shares)
+    shares = [ReaderShare(part=part, parts=4, done=100, mark=Mark(3, 0, "c", 2)) for part in range(4)]
+    progress = merge_shares(order, shares)
     assert progress.below == 404
     assert set(progress.open) == {400, 401, 402, 403}

@@ -32,7 +32,7 @@ def with_room(message: bytes, room: int) -> bytes:
     """A message whose body says, and has, so many bytes more than what is in it."""
     (length,) = struct.unpack_from("<i", message, 4)
     data = bytearray(message[8 : 8 + length])
-    place = message_limits._field(data, message_limits._follow(data, 0), 3)
+    place = message_limits._field_place(data, message_limits._follow(data, 0), 3)
     (body,) = struct.unpack_from("<q", data, place)
     struct.pack_into("<q", data, place, body + room)
     return message[:8] + bytes(data) + message[8 + length :] + bytes(room)
@@ -79,15 +79,15 @@ def compressed() -> Iterator[bytes]:
 def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
     monkeypatch: pytest.MonkeyPatch, made: Any, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(row_slices, "_LOOSE", SMALL)
+    monkeypatch.setattr(row_slices, "_SLACK_BYTES", SMALL)
     most = 0
 
-    def seen(batch: pa.RecordBatch, look: Any = row_slices.held) -> int:
+    def seen(batch: pa.RecordBatch, look: Any = row_slices.kept_bytes) -> int:
         nonlocal most
         most = max(most, pa.total_allocated_bytes() - before)
         return int(look(batch))
 
-    monkeypatch.setattr(row_slices, "held", seen)
+    monkeypatch.setattr(row_slices, "kept_bytes", seen)
     pieces = list(made())
     with owned(chunked(redigested(pieces) if len(pieces) > 1 else pieces), schema=NUMBERS, rows=[ROWS]) as dataset:
         before = pa.total_allocated_bytes()
@@ -126,9 +126,9 @@ def test_lists_of_unions_that_are_empty_are_counted() -> None:
     with pa.ipc.new_stream(sink, batch.schema) as written:
         written.write_batch(batch)
     (came,) = pa.ipc.open_stream(sink.getvalue())
-    assert row_slices.exactly(came) == row_slices.held(came)
+    assert row_slices.value_bytes(came) == row_slices.kept_bytes(came)
     numbers = pa.record_batch({"n": range(1000)})
-    assert row_slices.exactly(numbers.slice(0, 10)) == 80
+    assert row_slices.value_bytes(numbers.slice(0, 10)) == 80
 
 
 def large(kind: pa.DataType) -> pa.RecordBatch:
@@ -142,11 +142,11 @@ def large(kind: pa.DataType) -> pa.RecordBatch:
 @pytest.mark.parametrize("kind", [pa.binary(), pa.string()], ids=str)
 def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_its_column(kind: pa.DataType) -> None:
     batch = large(kind)
-    said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
+    said = f"in column image of a batch than {kind} can hold.*got 2 rows.*smaller batch_size or window"
     with pytest.raises(BadInput, match=said):
-        row_slices.whole([batch, batch])
+        row_slices.join_batches([batch, batch])
     with pytest.raises(BadInput, match=said):
-        row_slices.one([(batch, 0, 1), (batch, 0, 1)])
+        row_slices.join_slices([(batch, 0, 1), (batch, 0, 1)])
 
 
 def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> None:
@@ -170,7 +170,7 @@ def test_columns_that_no_window_can_mix_are_refused_before_any_row_is_read(kind:
     schema = pa.schema([("n", pa.int64()), ("strange", kind), ("string_view", pa.list_view(pa.string()))])
     with owned(None, schema=schema, rows=[2]) as dataset:
         dataset.loader(seed=1)
-        with pytest.raises(BadInput, match=r"permuted beside window, came views or run ends in \['strange'\]"):
+        with pytest.raises(BadInput, match=r"permuted with window, got views or run ends in \['strange'\]"):
             dataset.loader(seed=1, window=2)
     with owned(None, schema=schema.remove(1), rows=[2]) as dataset:
         dataset.loader(seed=1, window=2)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
 from hanse.loaders import prefetch
-from hanse.loaders.prefetch import ahead
-from hanse.retry import Patience, passes
+from hanse.loaders.prefetch import read_ahead
+from hanse.retry import Patience, is_temporary
 
 
 class Source:
@@ -46,7 +46,7 @@ def settled(value: Callable[[], int], *, least: int) -> int:
 @pytest.mark.parametrize(("nbytes", "waiting"), [(1, 2), (25, 3), (100, 11)], ids=["one at a time", "two", "ten"])
 def test_no_more_than_the_bound_waits(nbytes: int, waiting: int) -> None:
     source = Source(1000)
-    found = ahead(source(), nbytes=nbytes, size=lambda _: 10)
+    found = read_ahead(source(), nbytes=nbytes, size=lambda _: 10)
     assert next(found) == 0
     assert settled(lambda: source.taken, least=waiting + 1) == waiting + 1
     found.close()
@@ -68,14 +68,14 @@ def test_at_the_end_all_are_told_at_once_and_waited_for_together(monkeypatch: py
         finally:
             told.set()
 
-    readers = [ahead(waiting(told), nbytes=1, size=lambda _: 1)]  # ends as soon as the last one is told to
-    readers += [ahead(waiting(goes_on), nbytes=1, size=lambda _: 1) for _ in range(30)]
-    readers += [ahead(telling(), nbytes=1, size=lambda _: 1)]
+    readers = [read_ahead(waiting(told), nbytes=1, size=lambda _: 1)]  # ends as soon as the last one is told to
+    readers += [read_ahead(waiting(goes_on), nbytes=1, size=lambda _: 1) for _ in range(30)]
+    readers += [read_ahead(telling(), nbytes=1, size=lambda _: 1)]
     for reader in readers:
         assert next(reader) == 0
     first = next(iter(prefetch._RUNNING))
     begun = time.monotonic()
-    prefetch._end_all()
+    prefetch._stop_all()
     assert time.monotonic() - begun < 15 * prefetch._END_SECONDS  # one after the other: 30 times
     assert not first.is_alive()
     goes_on.set()
@@ -97,7 +97,7 @@ def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
 
     def reading() -> None:
         try:
-            told.extend(ahead(source(), nbytes=1, size=lambda _: 1, wake=woken.set))
+            told.extend(read_ahead(source(), nbytes=1, size=lambda _: 1, wake=woken.set))
         except StreamFailed as error:
             told.append(error)
 
@@ -105,7 +105,7 @@ def test_what_the_end_of_the_process_breaks_off_is_told_to_nobody() -> None:
     reader.start()
     settled(lambda: len(told), least=0)
     ((filling, queue),) = prefetch._RUNNING.items()
-    prefetch._end_all()
+    prefetch._stop_all()
     reader.join(0.3)
     alive, items = reader.is_alive(), list(queue._items)
     queue._items.append((None, 0))  # let it go
@@ -127,7 +127,7 @@ def test_an_iterator_that_the_collector_finds_in_its_own_thread_ends(monkeypatch
         collected.set()
         yield 1
 
-    circle: list[Any] = [ahead(source(), nbytes=1, size=lambda _: 1)]
+    circle: list[Any] = [read_ahead(source(), nbytes=1, size=lambda _: 1)]
     assert next(circle[0]) == 0
     ((thread, _),) = prefetch._RUNNING.items()
     circle.append(circle)
@@ -143,7 +143,7 @@ def test_an_iterator_that_the_collector_finds_in_its_own_thread_ends(monkeypatch
 
 
 def test_items_come_in_order_and_the_error_after_them() -> None:
-    found = ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
+    found = read_ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
     assert [next(found) for _ in range(50)] == list(range(50))
     with pytest.raises(Busy):
         next(found)
@@ -151,7 +151,7 @@ def test_items_come_in_order_and_the_error_after_them() -> None:
 
 @pytest.mark.parametrize("nbytes", [10, "10"], ids=["by its items", "by its queue"])
 def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nbytes: Any) -> None:
-    found = ahead(iter([10, 10, "ten"]), nbytes=nbytes, size=lambda item: item)
+    found = read_ahead(iter([10, 10, "ten"]), nbytes=nbytes, size=lambda item: item)
     taken: list[Any] = []
 
     def take() -> None:
@@ -180,7 +180,7 @@ def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nby
     ids=str,
 )
 def test_only_what_passes_by_itself_is_waited_for(error: HanseError, expected: bool) -> None:
-    assert passes(error) is expected
+    assert is_temporary(error) is expected
 
 
 def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row() -> None:
@@ -193,26 +193,26 @@ def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row
 
     patience = Patience(10, sleep=sleep, now=lambda: clock[0])
     for _ in range(3):
-        patience.bear(Unreachable("down"))
-    patience.rest()
+        patience.pause_or_raise(Unreachable("down"))
+    patience.reset()
     began = clock[0]
     with pytest.raises(Unreachable):
         _bear_for_ever(patience)
     assert 10 <= clock[0] - began < 16
     assert slept[3] < 0.06
     with pytest.raises(AccessRevoked):
-        Patience(10, sleep=sleep).bear(AccessRevoked("over"))
+        Patience(10, sleep=sleep).pause_or_raise(AccessRevoked("over"))
 
 
 def _bear_for_ever(patience: Patience) -> None:
     while True:
-        patience.bear(Unreachable("down"))
+        patience.pause_or_raise(Unreachable("down"))
 
 
 LEAVING = """
 import time
 import pyarrow as pa
-from hanse.loaders.prefetch import ahead
+from hanse.loaders.prefetch import read_ahead
 
 class Slow:
     closed = False
@@ -235,7 +235,7 @@ class Late:
         self.sleep(0.2)  # what ends with the interpreter takes its time
 
 late = Late()
-rows = ahead(pa.ipc.open_stream(Slow()), nbytes=1 << 30, size=lambda batch: batch.nbytes)
+rows = read_ahead(pa.ipc.open_stream(Slow()), nbytes=1 << 30, size=lambda batch: batch.nbytes)
 assert next(rows).num_rows == 1000
 """
 

@@ -43,7 +43,7 @@ def test_pieces_are_the_same_to_the_byte(one: list[int], other: list[int], nbyte
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rebatch, "_BYTES", nbytes)
         patch.setattr(rebatch, "_ROWS_MAX", rows)
-        first, second = list(rebatch.even(cut(one))), list(rebatch.even(cut(other)))
+        first, second = list(rebatch.split_evenly(cut(one))), list(rebatch.split_evenly(cut(other)))
     assert pa.concat_tables(first).to_pylist() == TABLE.to_pylist()
     plain = TABLE.column_names[:-1]  # words may be numbered in the order in which they came
     assert [piece.select(plain).nbytes for piece in first] == [piece.select(plain).nbytes for piece in second]
@@ -72,12 +72,12 @@ KINDS = {
 def test_rows_of_every_kind_are_measured_as_they_are(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebatch, "_BYTES", 400)
     whole = pa.record_batch([column], ["c"])
-    pieces = list(rebatch.even([whole]))
+    pieces = list(rebatch.split_evenly([whole]))
     assert [row for piece in pieces for row in piece["c"].to_pylist()] == column.to_pylist()
     assert len(pieces) > 1 or pa.types.is_null(column.type)
     for size in (1, 7, 33):
         cuts = (whole.slice(start, size) for start in range(0, ROWS, size))
-        assert [piece.num_rows for piece in rebatch.even(cuts)] == [piece.num_rows for piece in pieces]
+        assert [piece.num_rows for piece in rebatch.split_evenly(cuts)] == [piece.num_rows for piece in pieces]
 
 
 def test_what_lies_where_a_value_is_missing_does_not_count() -> None:
@@ -90,7 +90,7 @@ def test_what_lies_where_a_value_is_missing_does_not_count() -> None:
 def test_a_piece_is_of_eight_mebibytes_whatever_was_planned() -> None:
     image = pa.record_batch({"image": pa.array([bytes(100_000)] * 50)})
     before = pa.total_allocated_bytes()
-    for piece in rebatch.even(image for _ in range(20)):
+    for piece in rebatch.split_evenly(image for _ in range(20)):
         assert piece.nbytes < rebatch._BYTES + 200_000
         assert pa.total_allocated_bytes() - before < 4 * rebatch._BYTES
 
@@ -100,7 +100,11 @@ def test_what_is_far_more_than_its_rows_is_broken(monkeypatch: pytest.MonkeyPatc
     words = pa.array([str(number) for number in range(200)])
     one = pa.array([0], pa.int32())
     same = pa.record_batch([pa.DictionaryArray.from_arrays(one, words)], ["c"])
-    assert len(list(rebatch.even([same] * 50))) == 1
+    assert len(list(rebatch.split_evenly([same] * 50))) == 1
     others = [pa.array([f"{number}" for number in range(200)]) for _ in range(50)]
     with pytest.raises(Broken, match="at most 5000 bytes for"):
-        list(rebatch.even(pa.record_batch([pa.DictionaryArray.from_arrays(one, words)], ["c"]) for words in others))
+        list(
+            rebatch.split_evenly(
+                pa.record_batch([pa.DictionaryArray.from_arrays(one, words)], ["c"]) for words in others
+            )
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hanse.audit.verify import _climb, _consistent  # the second reading of the same RFC
+from hanse.audit.verify import _climb, _is_consistent  # the second reading of the same RFC
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,7 +88,7 @@ def test_proofs_at_tile_borders_hold_for_the_other_reader() -> None:
     for old in BORDERS:
         for new in (size for size in BORDERS if size >= old):
             path = merkle.consistency_proof(forest.read, old, new)
-            assert _consistent(old, new, roots[old], roots[new], path)
+            assert _is_consistent(old, new, roots[old], roots[new], path)
 
 
 @given(st.integers(1, 300), st.data())
@@ -117,8 +117,8 @@ def test_consistency_with_a_changed_history_is_refused(a: int, b: int, data: st.
     forest = Forest()
     forest.add(forged)
     path = merkle.consistency_proof(forest.read, old, new)
-    assert _consistent(old, new, naive_root(forged[:old]), naive_root(forged), path)
-    assert not _consistent(old, new, naive_root(hashes[:old]), naive_root(forged), path)
+    assert _is_consistent(old, new, naive_root(forged[:old]), naive_root(forged), path)
+    assert not _is_consistent(old, new, naive_root(hashes[:old]), naive_root(forged), path)
 
 
 @pytest.mark.parametrize(("index", "size"), [(0, 0), (5, 5), (-1, 5)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hanse.audit.verify import Bad, _signed_text, parse_key
+from hanse.audit.verify import Bad, _check_signature, parse_key
 
 from connector.audit import merkle, signed_note
 from tests.connector.audit.support import SIGNER
@@ -14,7 +14,7 @@ def test_a_head_of_ours_is_read_back_and_holds_for_the_verifier() -> None:
     text = signed_note.checkpoint(SIGNER, size=7, root=merkle.EMPTY_ROOT)
     assert signed_note.read_head(text) == (SIGNER.name, 7, merkle.EMPTY_ROOT)
     name, key, _ = parse_key(SIGNER.vkey)
-    assert _signed_text(text, name, key).split("\n")[:2] == [SIGNER.name, "7"]
+    assert _check_signature(text, name, key).split("\n")[:2] == [SIGNER.name, "7"]
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_a_changed_head_is_refused(change: object) -> None:
     text = signed_note.checkpoint(SIGNER, size=7, root=merkle.EMPTY_ROOT)
     name, key, _ = parse_key(SIGNER.vkey)
     with pytest.raises(Bad):
-        _signed_text(change(text), name, key)  # type: ignore[operator]  # a table of functions
+        _check_signature(change(text), name, key)  # type: ignore[operator]  # a table of functions
 
 
 def test_another_key_under_the_same_name_is_refused() -> None:
     other = signed_note.Signer(SIGNER.name, Ed25519PrivateKey.generate())
     name, key, _ = parse_key(other.vkey)
     with pytest.raises(Bad):
-        _signed_text(signed_note.checkpoint(SIGNER, size=1, root=merkle.EMPTY_ROOT), name, key)
+        _check_signature(signed_note.checkpoint(SIGNER, size=1, root=merkle.EMPTY_ROOT), name, key)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from hanse import errors
 from hanse._transport import http_stream
-from hanse._transport.http_stream import Request
+from hanse._transport.http_stream import HttpRequest
 from hanse.stream import Stream
 from pyarrow import parquet
 
@@ -84,7 +84,7 @@ async def test_explain_says_it_before_anything_runs(clinic: Asker) -> None:
 async def test_the_client_says_it_once_and_the_answer_is_not_complete(clinic: Asker) -> None:
     body = (await clinic.ask(SQL)).content
     with served_at({("POST", "/queries"): chunked([body])}) as there:
-        stream = Stream(http_stream.ask(Request("POST", f"{there.url}/queries")))
+        stream = Stream(http_stream.open_stream(HttpRequest("POST", f"{there.url}/queries")))
         with pytest.warns(errors.GroupsLeftOut, match=re.escape(SAID)) as warned:
             table = stream.to_arrow()
         assert (stream.complete, stream.withheld, stream.left_out) == (False, "possibly", [SAID])

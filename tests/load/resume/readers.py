@@ -15,7 +15,7 @@ from typing import Any
 
 import hanse
 import numpy as np
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 from hanse.loaders import Loader
 
@@ -29,14 +29,14 @@ class Source:
 
     url: str
     token: str
-    access: Access
+    access: TransferAccess
 
     def open(self) -> Dataset:
         return Dataset(hanse.connect(self.url, self.token), self.access)
 
 
 def source(url: str, token: str, *, name: str, dataset: str, agreement: str, transfer: str) -> Source:
-    return Source(url, token, Access(Name("north", name), dataset, agreement, transfer, ""))
+    return Source(url, token, TransferAccess(Name("north", name), dataset, agreement, transfer, ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""PyTorch: an IterableDataset of batches that knows DataLoader workers and distributed ranks, and keeps its place.
+"""PyTorch: an IterableDataset of batches that supports DataLoader workers and distributed ranks, and keeps its place.
 
     dataset = space.agree("north/images", purpose="...").to_torch(batch_size=256, seed=7)
     loader = StatefulDataLoader(dataset, batch_size=None, num_workers=4)      # torchdata; a plain DataLoader works too
 
-Give `batch_size` to the dataset and None to the DataLoader: rows are put together where they are Arrow still.
+Give `batch_size` to the dataset and None to the DataLoader: rows are joined as Arrow data.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders.epoch_order import chosen, number, reader
+from hanse.loaders.epoch_order import check_choice, check_number, check_reader
 from hanse.loaders.loader import Loader
-from hanse.loaders.row_slices import Slice, whole
+from hanse.loaders.row_slices import Slice, join_batches
 from hanse.loaders.throughput import Throughput
-from hanse.loaders.torch.shm_transfer import Columns, Way
+from hanse.loaders.torch.shm_transfer import SharedPath, TensorColumns
 from hanse.loaders.torch.tensors import BLOBS, tensors
-from hanse.loaders.torch.worker import end_with_the_loop, lose_nothing, told_whole
-from hanse.options import InBatches
+from hanse.loaders.torch.worker import end_with_loop, keep_error_facts, raise_unpicklable
+from hanse.options import BatchOptions
 
-_WORKERS_MAX = 4096  # of one DataLoader
-_EPOCHS = 2**24  # that are told apart
-_SAID = ("rank", "world")
+_WORKERS_MAX = 4096  # workers of one DataLoader
+_EPOCHS = 2**24  # epochs that marks can distinguish
+_ARGUMENTS = ("rank", "world")
 _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 
 
-class _Shared(NamedTuple):
-    """What a process shares with its workers."""
+class _SharedState(NamedTuple):
+    """The state that a process shares with its workers."""
 
-    # For those that live on between epochs: the epoch of the state that was loaded last, what `set_epoch` said, and
-    # whether it was called, which a state that is loaded later does not undo.
+    # For workers that persist between epochs: the epoch of the last loaded state, the epoch of `set_epoch`, and
+    # whether that was called, which loading a state later does not undo.
     epoch: torch.Tensor
-    # By worker, which iteration it began last, with which epoch: see `_mark`.
+    # By worker: its last iteration and epoch, see `_iteration_mark`.
     taken: torch.Tensor
-    # Which iteration gives what a merged state left: the first one, by its name; and by worker, whether it has begun
-    # that. One that is new for a later iteration has a loader with what was left, too.
+    # The first iteration, by its name, resumes from a merged state; and by worker, whether it has begun that. New
+    # workers of a later iteration have that state in their loader, too.
     first: torch.Tensor
     begun: torch.Tensor
 
@@ -52,8 +52,8 @@ class _Shared(NamedTuple):
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch.
 
-    It has no length: how many batches there are depends on how many workers a DataLoader will have, each of which ends
-    with a batch of its own.
+    It has no length: the number of batches depends on the number of workers, and each worker ends with its own last
+    batch.
     """
 
     def __init__(
@@ -62,35 +62,35 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         *,
         form: Callable[..., Any],
         ranks: tuple[int, int] | None = None,
-        way: Way | None = None,
+        way: SharedPath | None = None,
     ) -> None:
-        """`form` is given the rows of a batch in as many pieces as they came in. `ranks`: which one of how many this
-        is, where it is not for `torch.distributed` to say. `way`: by which batches leave workers as they are, and take
-        their form in the loop."""
+        """`form` receives the rows of a batch in as many pieces as they were received in. `ranks`: rank and world, if
+        `torch.distributed` does not provide them. `way`: the path by which batches leave workers unconverted, to be
+        converted in the loop."""
         super().__init__()
         self._loader = loader
         self._form, self._way = form, way
-        self._given = ranks is not None
-        self._ranks = ranks or _group()
-        self._own = _Shared(
+        self._ranks_given = ranks is not None
+        self._ranks = ranks or _process_group_rank()
+        self._own = _SharedState(
             torch.tensor([loader.epoch, 0, 0], dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.int64).share_memory_(),
             torch.zeros(1, dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
         )
-        self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
-        self._sent_to = 0
-        self._said: int | None = None  # by `set_epoch`: here, or to the process that started this one, before it did
+        self._received: tuple[_SharedState, tuple[int, int] | None] = self._own, None
+        self._received_in = 0
+        self._set_epoch: int | None = None  # the epoch of `set_epoch`: called here, or in the parent before the start
         self._begun = 0  # iterations of this worker
 
-    @told_whole()
+    @keep_error_facts()
     def __iter__(self) -> Iterator[Any]:
-        end_with_the_loop()
-        lose_nothing()
-        first = self._begin(self._place())
-        epoch, mark = self._epoch()
+        end_with_loop()
+        raise_unpicklable()
+        first = self._is_first(self._divide())
+        epoch, mark = self._next_epoch()
         if self._loader.over():
-            # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
+            # This reader has nothing left. If all readers are at the end, torchdata begins the next epoch by itself.
             self._loader.forget()
             return iter(())
         if not self._loader.pending:
@@ -98,70 +98,74 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
             self._loader.begin(whole=not first)
         return self._batches(mark)
 
-    def _begin(self, worker: int) -> bool:
-        """Whether this iteration is the first one.
+    def _is_first(self, worker: int) -> bool:
+        """Return whether this iteration is the first one.
 
-        Its workers begin when they come to it, and some may never: so it has the same name for all of them. What lives
-        on, or is seeded alike, may have that name again.
+        Its workers begin at different times, some never: so all use the same name for it. A persistent worker, or one
+        with the same seed, may use that name again.
         """
-        name, shared = _name(), self._shared
+        name, shared = _iteration_name(), self._shared
         if not shared.first[0]:
             shared.first[0] = name
         first = int(shared.first[0]) == name and not shared.begun[worker]
         shared.begun[worker] = True
         return bool(first)
 
-    def _epoch(self) -> tuple[int, int]:
-        """Of the iteration that begins; and for workers that must have the same, a mark of both, else 0.
+    def _next_epoch(self) -> tuple[int, int]:
+        """Return the epoch of the iteration that begins; and a mark for workers that must have the same, else 0.
 
-        A process that is started brings along what was said before: what is said after that is for the next iteration,
-        also where it comes before this one is under way. Workers that live on find what has been said by now.
+        A started process knows what was set before its start: later settings apply to its next iteration, even before
+        this one is under way. Persistent workers use the current setting.
         """
         info, (loaded, said, was_said) = get_worker_info(), self._shared.epoch.tolist()
         if info is None or not self._begun:
-            epoch = loaded if self._said is None else self._said
+            epoch = loaded if self._set_epoch is None else self._set_epoch
         else:
             epoch = said if was_said else loaded
         if info is None:
             return epoch, 0
-        mark = _mark(self._begun, epoch)
+        mark = _iteration_mark(self._begun, epoch)
         self._shared.taken[info.id] = mark
         self._begun += 1
         return epoch, mark if self._begun > 1 else 0
 
     def _check_epoch(self, mark: int) -> None:
-        """BadInput where another worker began this iteration with another epoch: rows would come twice, or not at all.
-        Each writes its mark before it looks, so one of two sees the other's."""
+        """Check that no other worker began this iteration with another epoch: rows would come twice, or not at all.
+        Each worker writes its mark before it checks, so one of two sees the other's.
+
+        Raises:
+            BadInput: the epochs differ.
+        """
         taken = self._shared.taken[: get_worker_info().num_workers]
         if ((taken // _EPOCHS == mark // _EPOCHS) & (taken != mark)).any():
             raise BadInput(
-                "expected set_epoch before an iteration, or when all its workers have begun; came one while some had "
-                "begun and others had not: call it before iter() of the DataLoader"
+                "expected set_epoch before an iteration, or when all its workers have begun, got a call while only "
+                "some had begun; call it before iter() of the DataLoader"
             )
 
     def _batches(self, mark: int) -> Iterator[Any]:
-        """As they are set now, whatever is set before the first is asked for."""
+        """Return the batches with the current settings, whatever is set before the first one is requested."""
         if get_worker_info() is None:
-            form, memory = self._formed, None
+            form, memory = self._apply_to, None
         else:
-            form, memory = self._shipped, None if self._way is None else self._way.memory
-        return self._read(mark, form, self._loader.in_slices(memory))
+            form, memory = self._ship, None if self._way is None else self._way.memory
+        return self._read(mark, form, self._loader.iter_slices(memory))
 
     def _read(
         self, mark: int, form: Callable[[Sequence[Slice]], Any], found: Generator[Any, None, None]
     ) -> Iterator[Any]:
-        with told_whole(), closing(found):
+        with keep_error_facts(), closing(found):
             if mark:
                 self._check_epoch(mark)
             yield from map(form, found)
 
-    def _shipped(self, slices: Sequence[Slice]) -> Any:
+    def _ship(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
             return rows
-        made = self._formed(slices)
-        return Columns(made) if type(made) is dict else made
+        made = self._apply_to(slices)
+        return TensorColumns(made) if type(made) is dict else made
 
-    def _formed(self, slices: Sequence[Slice]) -> Any:
+    def _apply_to(self, slices: Sequence[Slice]) -> Any:
         return self._form(*(batch.slice(start, stop - start) for batch, start, stop in slices))
 
     @property
@@ -171,76 +175,77 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns as they come, before they are tensors."""
+        """The columns as received, before they are tensors."""
         return self._loader.schema
 
     @property
     def throughput(self) -> Throughput:
-        """What has come in this iteration, to this process: with workers, which do the reading, nothing."""
+        """What this process has received in this iteration; nothing if workers read."""
         return self._loader.throughput
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
+        """Set the epoch of the next iteration. Call it before each one; otherwise every epoch has the same order."""
         self._loader.set_epoch(epoch)
-        self._said = self._loader.epoch
+        self._set_epoch = self._loader.epoch
         if get_worker_info() is None:
-            self._shared.epoch[1:] = torch.tensor([self._said, 1])
+            self._shared.epoch[1:] = torch.tensor([self._set_epoch, 1])
         else:
-            self._begun = 0  # the next one is as it is said here
+            self._begun = 0  # the next iteration uses this setting
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last batch that was given, in this process."""
-        self._place()
+        """Return the place after the last batch that was yielded in this process."""
+        self._divide()
         return self._loader.state_dict()
 
-    @told_whole()
+    @keep_error_facts()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
-        self._place()
+        """Resume from a state with the next iteration; see `hanse.loaders.merge` for another number of readers. Raises:
+        BadInput."""
+        self._divide()
         self._loader.load_state_dict(state)
-        if get_worker_info() is None:  # a worker goes on from its own, and with the next iteration begins anew
+        if get_worker_info() is None:  # a worker resumes from its own state, and starts whole epochs after that
             self._shared.first[:], self._shared.begun[:] = 0, False
         self._shared.epoch[0] = self._loader.epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        """With what a worker that is spawned does not know by itself: of which rank it is."""
+        """Include the rank, which a spawned worker cannot find out."""
         rank = None
-        with suppress(BadInput):  # the environment of a rank that this goes to may say more than ours
+        with suppress(BadInput):  # the receiving rank's environment may have it
             rank = self._rank()
         return self.__dict__ | {"_own": None, "_sent": (self._shared, rank)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Whether this process is a worker, or a rank with workers of its own, shows later."""
+        """Restore; whether this process is a worker, or a rank with workers of its own, shows later."""
         self.__dict__.update(state)
-        self._own = _Shared(*(one.clone().share_memory_() for one in self._sent[0]))
-        self._sent_to = os.getpid()
+        self._own = _SharedState(*(tensor.clone().share_memory_() for tensor in self._received[0]))
+        self._received_in = os.getpid()
 
     @property
-    def _spawned(self) -> bool:
-        """Whether this process is a worker that we were sent to."""
-        return get_worker_info() is not None and self._sent_to == os.getpid()
+    def _is_spawned(self) -> bool:
+        """Whether this process is a worker that received this object."""
+        return get_worker_info() is not None and self._received_in == os.getpid()
 
     @property
-    def _shared(self) -> _Shared:
-        return self._sent[0] if self._spawned else self._own
+    def _shared(self) -> _SharedState:
+        return self._received[0] if self._is_spawned else self._own
 
-    def _place(self) -> int:
-        """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
+    def _divide(self) -> int:
+        """Choose this process's part: rank and worker are known only here. Return the worker's number."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         rank, world = self._rank()
-        # Ranks before workers: a rank has no more than one block more than another, however many workers it has.
+        # Ranks before workers: ranks differ by at most one block, whatever their numbers of workers.
         self._loader.divide(worker * world + rank, world * workers)
         return worker
 
     def _rank(self) -> tuple[int, int]:
-        """Which rank of how many: as the process group says or the last one said, else the environment.
+        """Return rank and world: from the process group, now or earlier, else from the environment.
 
-        A worker that is spawned is in no group, and its environment may be another, or count nodes.
+        A spawned worker is in no group, and its environment may differ, or count nodes.
         """
-        if not self._given:
-            self._ranks = _group() or self._ranks
-        return self._ranks or (self._sent[1] if self._spawned else None) or _environment()
+        if not self._ranks_given:
+            self._ranks = _process_group_rank() or self._ranks
+        return self._ranks or (self._received[1] if self._is_spawned else None) or _environment_rank()
 
 
 def dataset(
@@ -252,85 +257,93 @@ def dataset(
     rank: int | None = None,
     world: int | None = None,
     state: dict[str, Any] | None = None,
-    **options: Unpack[InBatches],
+    **options: Unpack[BatchOptions],
 ) -> Batches:
-    """The batches of one or several datasets with the same columns.
+    """Return the batches of one or several datasets with the same columns.
 
-    `options` are those of `Loader`: `columns`, `where`, `batch_size` (256 where it is not given), `drop_last`, `seed`,
-    `window`, `epoch`, `prefetch_bytes`, `codec`, `patience`, `progress`.
+    `options` are those of `Loader`: `columns`, `where`, `batch_size` (default 256), `drop_last`, `seed`, `window`,
+    `epoch`, `prefetch_bytes`, `codec`, `patience`, `progress`.
 
-    `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes` and `blobs`: a dict by
+    `form`: converts an Arrow batch to what the loop gets; by default `tensors` with `shapes` and `blobs`, a dict by
     column.
-    `rank` and `world`, both or none, are those of `torch.distributed` or of torchrun's environment where they are not
-    given, as these are when the rows are read. Ranks count from 0; BadInput where there is no such one.
-    `state`: a merged one to go on from.
+
+    `rank` and `world`, both or neither: by default those of `torch.distributed` or of torchrun's environment when the
+    rows are read. Ranks count from 0.
+
+    `state`: a merged state to resume from.
+
+    Raises:
+        BadInput: an option does not fit, or there is no such rank.
     """
     if "part" in options or "parts" in options:
-        raise BadInput("expected rank and world; the parts follow from them and from the workers")
-    ranks = chosen(rank, world, said=_SAID)
+        raise BadInput("expected rank and world, got part or parts; the parts follow from rank, world and workers")
+    ranks = check_choice(rank, world, names=_ARGUMENTS)
     if blobs not in BLOBS:
-        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
+        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, got {blobs!r}")
     if form is not None and not callable(form):
-        raise BadInput(f"expected form to be a function of an Arrow batch, came {form!r}")
-    shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
+        raise BadInput(f"expected form to be a function of an Arrow batch, got {form!r}")
+    shapes = {name: _check_shape(name, shape) for name, shape in (shapes or {}).items()}
     if form is not None and (shapes or blobs != BLOBS[0]):
-        raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
+        raise BadInput("expected either form, which converts Arrow batches, or shapes and blobs; got both")
     options.setdefault("batch_size", 256)
     loader = Loader(datasets, **options)
     if unknown := sorted({*shapes} - {*loader.schema.names}):
-        raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
+        raise BadInput(f"expected shapes of columns among {loader.schema.names}, got {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    way = Way(blobs) if form is None and not shapes else None
-    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
+    way = SharedPath(blobs) if form is None and not shapes else None
+    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_apply_form, form)
     return Batches(loader, form=made, ranks=ranks, way=way)
 
 
-def _name() -> int:
-    """Of an iteration, for all its workers: the seed that they have in common, and their number."""
+def _iteration_name() -> int:
+    """Return a name of an iteration that all its workers share: from their common seed and their number."""
     info = get_worker_info()
     return hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
 
 
-def _mark(begun: int, epoch: int) -> int:
-    """The iteration of a worker that has begun so many before, and the last bits of its epoch, in one number: who
-    looks at it meanwhile has both or none."""
-    return hash((_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
+def _iteration_mark(begun: int, epoch: int) -> int:
+    """Return a worker's iteration, and the last bits of its epoch, in one number: readers see both or neither."""
+    return hash((_iteration_name(), begun)) % (_EPOCHS << 15) * _EPOCHS + epoch % _EPOCHS
 
 
-def _shape(name: str, shape: Any) -> tuple[int, ...]:
-    """As it was given. BadInput where it is none."""
+def _check_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """Return the shape as whole numbers. Raises: BadInput."""
     try:
-        found = tuple(number(f"the shape of {name}", size) for size in shape)
+        sizes = tuple(check_number(f"the shape of {name}", size) for size in shape)
     except (TypeError, BadInput):
-        found = ()
-    if not found or min(found) < 0:
-        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), came {shape!r}")
-    return found
+        sizes = ()
+    if not sizes or min(sizes) < 0:
+        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), got {shape!r}")
+    return sizes
 
 
-def _joined(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
-    return form(whole(batches))
+def _apply_form(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
+    return form(join_batches(batches))
 
 
-def _group() -> tuple[int, int] | None:
+def _process_group_rank() -> tuple[int, int] | None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return None
 
 
-def _environment() -> tuple[int, int]:
-    """BadInput where it says one of both, or what is none: each rank would have the rows of another, or none would."""
-    rank, world = said = [os.environ.get(name) for name in _RANK]
+def _environment_rank() -> tuple[int, int]:
+    """Return rank and world of torchrun's environment.
+
+    Raises:
+        BadInput: only one is set, or one is not a number; otherwise ranks would read each other's rows, or none.
+    """
+    rank, world = values = [os.environ.get(name) for name in _RANK]
     if rank is None and world is None:
         return 0, 1
     try:
-        return reader(int(rank or ""), int(world or ""), said=_RANK)
+        return check_reader(int(rank or ""), int(world or ""), names=_RANK)
     except ValueError:
-        came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, said, strict=True))
+        came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, values, strict=True))
         raise BadInput(
-            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; came {came}. "
+            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; got {came}. "
             "Set both, as torchrun does, or give rank and world"
         ) from None
 

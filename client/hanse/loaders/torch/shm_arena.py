@@ -1,9 +1,9 @@
-"""Memory that a process shares with the workers that it starts: what they receive lies where it reads it.
+"""Shared memory between a training loop and its DataLoader workers: batches are received where the loop reads them.
 
-PyTorch's own way makes a file for each batch, asks for it over a socket, and has the kernel clear and map its pages
-anew. Here the pages stay: a slot is filled again when nothing of what lay in it is in use, in the worker or the loop.
-A process that is forked from the loop has what the loop had: its slots wait for that process too (`_lend`).
-Linux only; elsewhere, or where no slot is free or large enough, `room` says so and the caller goes another way.
+PyTorch creates a file for each batch, requests it over a socket, and has the kernel clear and map its pages. Here the
+pages stay: a slot is reused when neither worker nor loop uses its content. A process that is forked from the loop
+shares the loop's batches, so their slots wait for it too (`_lend_all`). Linux only; elsewhere, or if no slot is free or
+large enough, `room` returns None and the caller takes another path.
 """
 
 from __future__ import annotations
@@ -23,96 +23,98 @@ import pyarrow as pa
 from hanse._transport.http_stream import TOGETHER_MAX
 from hanse.errors import Broken
 
-_REGIONS = 256  # a worker fills one: loaders, times their workers, that live at once
-_SLOTS = 32  # in each: what waits or is held, as it came over the network; untouched ones take no memory
+_REGIONS = 256  # one for each worker process of all loaders that live at once
+_SLOTS = 32  # in each region; unused slots take no memory
 _SLOT = TOGETHER_MAX
-_SPARE = 8  # slots that nothing is received into, so that what is put together anew finds room
-_LEAST = 2**18  # bytes that are worth a slot
-_HEAD = 2**16  # of a region, a page on every system: a record for each slot,
-_RECORD = 32  # of numbers that one side writes and the other reads:
-_FILLED, _RETURNED, _IN_USE = 0, 8, 16  # by workers how often; by loops how many parts came back; whether they have any
-_UNKNOWN = -2  # region: nobody has asked for room
+_SPARE = 8  # slots that are reserved for joined batches
+_LEAST = 2**18  # bytes: smaller buffers do not use a slot
+_HEAD = 2**16  # bytes of a region's head, a page on every system: a record for each slot
+_RECORD = 32  # bytes of a record: counters that one side writes and the other reads
+_FILLED, _RETURNED, _IN_USE = 0, 8, 16  # written by workers: fills; by loops: parts released, in use
+_UNKNOWN = -2  # region: not requested yet
 _NUMBER = struct.Struct("<Q")
 _REGION = _HEAD + _SLOTS * _SLOT
 _Whole = ctypes.c_ubyte * _SLOT
-# A record of a lock that belongs to an open file, not to a process, and so to those that are forked too.
+# An open file description lock (fcntl F_OFD_SETLK): forked processes share it.
 _LOCK = struct.Struct("hhqqi4x")
 _T = TypeVar("_T")
-Place = tuple[int, int, int]  # region, slot, and how often the slot had been filled
+SlotPlace = tuple[int, int, int]  # region, slot, and the slot's number of fills
 
 
 class Arena:
-    """One per dataset, made before its workers are."""
+    """The shared memory of one dataset, created before its workers."""
 
     def __init__(self, file: int = -1) -> None:
-        """`file`: the descriptor of one that was made elsewhere."""
-        self._file = _made() if file < 0 else file
-        # By process, and begun by whichever of its threads comes first. Those that a process was forked with stay:
-        # to close what they have mapped would take its own lock on a region from it, as locks of files go.
-        self._filling: dict[int, _Filling] = {}
-        self._reading: dict[int, _Reading] = {}
+        """`file`: the descriptor of an arena of another process."""
+        self._file = _create_file() if file < 0 else file
+        # By process, created by its first thread. A forked process keeps its parent's entries: closing their maps
+        # would release its own lock on a region, as POSIX file locks do.
+        self._filling: dict[int, _WorkerSlots] = {}
+        self._reading: dict[int, _LoopSlots] = {}
         if self._file >= 0:
             weakref.finalize(self, os.close, self._file)
 
     # In a worker.
 
     def memory(self, nbytes: int) -> pa.Buffer:
-        """Where to receive so many bytes: a slot, or Arrow's own memory where there is none."""
-        found = self._here().room(nbytes, spare=_SPARE) if nbytes >= _LEAST else None
-        return pa.allocate_buffer(nbytes) if found is None else found
+        """Return memory to receive `nbytes` bytes: a slot, or Arrow's own memory."""
+        slot = self._own_slots().room(nbytes, spare=_SPARE) if nbytes >= _LEAST else None
+        return pa.allocate_buffer(nbytes) if slot is None else slot
 
     def room(self, nbytes: int) -> pa.Buffer | None:
-        """A slot to put something together in; None where there is none."""
-        return self._here().room(nbytes)
+        """Return a slot for a joined batch; None if none is free."""
+        return self._own_slots().room(nbytes)
 
-    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
-        """In which slot memory from one address to another lies, and where; None where it lies elsewhere. Somebody here
-        must have it."""
-        return self._here().place(start, stop)
+    def place(self, start: int, stop: int) -> tuple[SlotPlace, int] | None:
+        """Return the slot, and the place in it, of memory that this process holds; None if it lies elsewhere."""
+        return self._own_slots().place(start, stop)
 
-    def sent(self, place: Place) -> None:
-        """A part of what lies there is on its way: the loop takes each by itself."""
-        self._here().sent(place)
+    def count_sent(self, place: SlotPlace) -> None:
+        """Count a part of a slot that is sent: the loop takes each part by itself."""
+        self._own_slots().count_sent(place)
 
     # In the loop.
 
-    def take(self, place: Place) -> Any:
-        """What a worker has put there, as an object with a buffer; it is the worker's again when nobody has any of it.
-        Broken where something else lies there by now: the worker is gone."""
-        return _of_this_process(self._reading, lambda: _Reading(self._file)).take(place)
+    def take(self, place: SlotPlace) -> Any:
+        """Return what a worker stored there, as an object with a buffer; the worker may reuse it once it is released.
+
+        Raises:
+            Broken: something else lies there, because the worker has ended.
+        """
+        return _for_this_process(self._reading, lambda: _LoopSlots(self._file)).take(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To a worker that is being started; a copy that goes anywhere else has memory of its own."""
+        """Pass the memory to a worker that is being started; any other copy has its own memory."""
         from multiprocessing.context import get_spawning_popen
         from multiprocessing.reduction import DupFd
 
         if get_spawning_popen() is None or self._file < 0:
             return Arena, ()
-        return _brought, (DupFd(self._file),)
+        return _rebuild_arena, (DupFd(self._file),)
 
-    def _here(self) -> _Filling:
-        return _of_this_process(self._filling, lambda: _Filling(self._file))
+    def _own_slots(self) -> _WorkerSlots:
+        return _for_this_process(self._filling, lambda: _WorkerSlots(self._file))
 
 
-def _of_this_process(kept: dict[int, _T], make: Callable[[], _T]) -> _T:
-    """The same for all threads, whichever asks first."""
+def _for_this_process(kept: dict[int, _T], make: Callable[[], _T]) -> _T:
+    """Return the same object to all threads of this process."""
     if (here := kept.get(os.getpid())) is None:
         here = kept.setdefault(os.getpid(), make())
     return here
 
 
-class _Filling:
-    """The region that a process fills: nobody else does while it lives. One thread receives, another sends."""
+class _WorkerSlots:
+    """The region that this process fills; no other process does while it lives. One thread receives, another sends."""
 
     def __init__(self, file: int) -> None:
         self._file = file
-        self._lock = threading.RLock()  # the end of a buffer comes in any thread, also in one that has the lock
-        self._had: dict[int, weakref.ref[Any]] = {}  # slots that somebody here has
-        self._sent: dict[int, int] = {}  # of those that we have filled: parts that went to the loop
+        self._lock = threading.RLock()  # a buffer may be released in any thread, also in one that holds the lock
+        self._had: dict[int, weakref.ref[Any]] = {}  # slots that are in use in this process
+        self._sent: dict[int, int] = {}  # parts sent to the loop, by slot that this process filled
         self._region = _UNKNOWN
 
     def room(self, nbytes: int, *, spare: int = 0) -> pa.Buffer | None:
-        """Memory of a slot, where more than `spare` are free: the lowest, so that few are touched."""
+        """Return memory of the lowest free slot, if more than `spare` are free: so that few are used."""
         if nbytes > _SLOT:
             return None
         with self._lock:
@@ -122,19 +124,19 @@ class _Filling:
                 return None
             free = [slot for slot in range(_SLOTS) if self._is_free(slot)]
             for slot in free[: len(free) - spare]:
-                if _is_lent(self._file, self._region, slot):
+                if _is_locked(self._file, self._region, slot):
                     continue
                 _write(self._memory, slot, _FILLED, _read(self._memory, slot, _FILLED) + 1)
-                if slot in self._sent or not _read(self._memory, slot, _IN_USE):  # else a loop came to it right now
-                    return self._filled(slot, nbytes)
+                if slot in self._sent or not _read(self._memory, slot, _IN_USE):  # else a loop has just taken it
+                    return self._fill_slot(slot, nbytes)
         return None
 
     def _begin(self) -> None:
-        """Once, as there is one region for a process; where it cannot be had, there is no room."""
-        if (region := _locked(self._file)) >= 0:
+        """Reserve this process's region; without one there is no room."""
+        if (region := _lock_region(self._file)) >= 0:
             try:
-                self._memory = _mapped(self._file, region)
-            except OSError:  # of addresses or descriptors there may be no more
+                self._memory = _map_region(self._file, region)
+            except OSError:  # addresses or descriptors may be exhausted
                 region = -1
             else:
                 self._first = ctypes.addressof(_Whole.from_buffer(self._memory, _HEAD))
@@ -145,14 +147,14 @@ class _Filling:
             return False
         if _read(self._memory, slot, _IN_USE):
             return False
-        # One that we have not filled is of a worker that is gone: the rest of it will not be asked for.
+        # Another worker, which has ended, filled it: its other parts will not be taken.
         return slot not in self._sent or self._sent[slot] == _read(self._memory, slot, _RETURNED)
 
-    def _filled(self, slot: int, nbytes: int) -> pa.Buffer:
+    def _fill_slot(self, slot: int, nbytes: int) -> pa.Buffer:
         _write(self._memory, slot, _RETURNED, 0)
         self._sent[slot] = 0
         start = _HEAD + slot * _SLOT
-        whole = memoryview(self._memory)[start : start + nbytes]  # an array of ctypes would leave a type for each size
+        whole = memoryview(self._memory)[start : start + nbytes]  # a ctypes array would create a type for each size
         had = self._had
 
         def let_go(_: object) -> None:
@@ -161,7 +163,7 @@ class _Filling:
         had[slot] = weakref.ref(whole, let_go)
         return pa.py_buffer(whole)
 
-    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
+    def place(self, start: int, stop: int) -> tuple[SlotPlace, int] | None:
         if not self._had:
             return None
         slot, at = divmod(start - self._first, _SLOT)
@@ -169,112 +171,114 @@ class _Filling:
             return None
         return (self._region, slot, _read(self._memory, slot, _FILLED)), at
 
-    def sent(self, place: Place) -> None:
+    def count_sent(self, place: SlotPlace) -> None:
         with self._lock:
             self._sent[place[1]] += 1
 
 
-class _Held:
-    """What a loop has of a slot, and how many parts of it have come."""
+class _HeldSlot:
+    """A slot that the loop holds, and the number of its parts that have arrived."""
 
     def __init__(self, whole: Any, came: int, let_go: Callable[[object], None]) -> None:
         self.whole = weakref.ref(whole, let_go)
         self.came = came
 
 
-class _Reading:
-    """What a loop has of its workers' slots, in whichever of its threads."""
+class _LoopSlots:
+    """The slots that a loop holds, in any of its threads."""
 
     def __init__(self, file: int) -> None:
         self.process = os.getpid()
         self._file = file
         self._lock = threading.RLock()  # as above
         self._maps: dict[int, mmap.mmap] = {}
-        self._held: dict[Place, _Held] = {}
-        self._lent: list[int] = []  # descriptors, while we fork
+        self._held: dict[SlotPlace, _HeldSlot] = {}
+        self._lent: list[int] = []  # descriptors, during a fork
         self._kept: list[Any] = []
-        _READING.add(self)
+        _LOOPS.add(self)
 
-    def take(self, place: Place) -> Any:
+    def take(self, place: SlotPlace) -> Any:
         region, slot, filled = place
         with self._lock:
             if region not in self._maps:
-                self._maps[region] = _mapped(self._file, region)
+                self._maps[region] = _map_region(self._file, region)
             memory, held = self._maps[region], self._held.get(place)
             if held is not None and (whole := held.whole()) is not None:
                 held.came += 1
                 return whole
             before = _read(memory, slot, _IN_USE)
-            _write(memory, slot, _IN_USE, 1)  # before we look: a new worker looks after it has written
+            _write(memory, slot, _IN_USE, 1)  # before the check: a new worker writes first and checks after
             if _read(memory, slot, _FILLED) != filled:
                 _write(memory, slot, _IN_USE, before)
-                raise Broken("the worker that read this is gone, and its memory is another's; begin the epoch anew")
+                raise Broken(
+                    "the worker that read this batch has ended, and its memory is reused; begin the epoch anew"
+                )
             whole = _Whole.from_buffer(memory, _HEAD + slot * _SLOT)
-            # One that has ended in another thread, which waits for us, has not said yet how many came.
+            # A release in another thread, which waits for the lock, has not written its count yet.
             came = 1 + (_read(memory, slot, _RETURNED) if held is None else held.came)
-            self._held[place] = _Held(whole, came, self._end_of(place, memory))
+            self._held[place] = _HeldSlot(whole, came, self._on_release(place, memory))
             return whole
 
     def lend(self) -> None:
-        """Before we fork: what is held here is in use as long as the new process, or one forked from it, lives."""
+        """Before a fork: keep the held slots in use as long as the new process, or one forked from it, lives."""
         if self.process != os.getpid():
             return
         with self._lock:
-            held = {place: whole for place, one in self._held.items() if (whole := one.whole()) is not None}
+            held = {place: whole for place, slot in self._held.items() if (whole := slot.whole()) is not None}
             if held:
                 try:
-                    self._lent.append(_lent(self._file, [place[:2] for place in held]))
-                except OSError:  # no /proc, or no such locks: nobody can say when that process ends
+                    self._lent.append(_lock_slots(self._file, [place[:2] for place in held]))
+                except OSError:  # no /proc, or no such locks: the end of that process cannot be seen
                     self._kept += held.values()
 
-    def lent(self) -> None:
-        """After we forked: the locks are the other process's alone."""
+    def unlock(self) -> None:
+        """After a fork: leave the locks to the other process alone."""
         while self._lent:
             os.close(self._lent.pop())
 
-    def _end_of(self, place: Place, memory: mmap.mmap) -> Callable[[object], None]:
-        """What is to be done when nobody has anything of a slot. With its own names for what it needs: when the
-        interpreter ends, ours are gone before the last batch is."""
+    def _on_release(self, place: SlotPlace, memory: mmap.mmap) -> Callable[[object], None]:
+        """Return the callback for a slot that is no longer used. It binds its own names, because the module's may be
+        gone at interpreter exit."""
         process, lock, held, write = self.process, self._lock, self._held, _NUMBER.pack_into
         returned, in_use = (place[1] * _RECORD + what for what in (_RETURNED, _IN_USE))
 
         def let_go(ended: object, pid: Callable[[], int] = os.getpid) -> None:
-            if pid() != process:  # what a process forked from us forgets, we have
+            if pid() != process:  # released in a forked process; this one still holds it
                 return
             with lock:
-                if (one := held.get(place)) is not None and one.whole is ended:  # else it was taken again meanwhile
+                if (slot := held.get(place)) is not None and slot.whole is ended:  # else it was taken again
                     del held[place]
-                    write(memory, returned, one.came)
+                    write(memory, returned, slot.came)
                     write(memory, in_use, 0)
 
         return let_go
 
 
-_READING: weakref.WeakSet[_Reading] = weakref.WeakSet()
+_LOOPS: weakref.WeakSet[_LoopSlots] = weakref.WeakSet()
 
 
-def _lend() -> None:
-    for reading in list(_READING):
+def _lend_all() -> None:
+    for reading in list(_LOOPS):
         reading.lend()
 
 
-def _forked() -> None:
-    for reading in list(_READING):
-        reading.lent()
+def _return_all() -> None:
+    for reading in list(_LOOPS):
+        reading.unlock()
 
 
 if hasattr(os, "memfd_create"):
-    os.register_at_fork(before=_lend, after_in_parent=_forked)
+    os.register_at_fork(before=_lend_all, after_in_parent=_return_all)
 
 
-def _lent(file: int, slots: list[tuple[int, int]]) -> int:
-    """A descriptor of its own with a lock for each slot. OSError where there is none."""
+def _lock_slots(file: int, slots: list[tuple[int, int]]) -> int:
+    """Return a new descriptor with a lock for each slot. Raises: OSError."""
     import fcntl
 
     own = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
     try:
         for region, slot in slots:
-            lock = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _of_slot(region, slot), 1, 0)
+            lock = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _lock_offset(region, slot), 1, 0)
             fcntl.fcntl(own, fcntl.F_OFD_SETLK, lock)
     except BaseException:
         os.close(own)
@@ -282,20 +286,20 @@ def _lent(file: int, slots: list[tuple[int, int]]) -> int:
     return own
 
 
-def _is_lent(file: int, region: int, slot: int) -> bool:
-    """Whether a process that was forked from a loop has something of a slot."""
+def _is_locked(file: int, region: int, slot: int) -> bool:
+    """Return whether a process that was forked from a loop holds the slot."""
     import fcntl
 
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _of_slot(region, slot))
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _lock_offset(region, slot))
     except OSError:
         return True
-    fcntl.lockf(file, fcntl.LOCK_UN, 1, _of_slot(region, slot))
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, _lock_offset(region, slot))
     return False
 
 
-def _of_slot(region: int, slot: int) -> int:
-    """The byte of the file whose lock is for a slot; those before are for regions."""
+def _lock_offset(region: int, slot: int) -> int:
+    """Return the byte of the file that stands for a slot's lock; regions have the bytes before."""
     return _REGIONS + region * _SLOTS + slot
 
 
@@ -307,30 +311,30 @@ def _write(memory: mmap.mmap, slot: int, what: int, number: int) -> None:
     _NUMBER.pack_into(memory, slot * _RECORD + what, number)
 
 
-def _mapped(file: int, region: int) -> mmap.mmap:
+def _map_region(file: int, region: int) -> mmap.mmap:
     return mmap.mmap(file, _REGION, offset=region * _REGION)
 
 
-def _made() -> int:
+def _create_file() -> int:
     if not hasattr(os, "memfd_create"):
         return -1
     file = -1
     try:
         file = os.memfd_create("hanse-batches", os.MFD_CLOEXEC)
         os.ftruncate(file, _REGIONS * _REGION)
-    except OSError:  # a limit on the size of files, or on their number
+    except OSError:  # a limit on the size or the number of files
         if file >= 0:
             os.close(file)
         return -1
     return file
 
 
-def _brought(file: Any) -> Arena:
+def _rebuild_arena(file: Any) -> Arena:
     return Arena(file.detach())
 
 
-def _locked(file: int) -> int:
-    """The first region that no living process fills; -1 where there is none. A lock goes with its process."""
+def _lock_region(file: int) -> int:
+    """Lock and return the first free region; -1 if all are locked. The lock ends with its process."""
     if file < 0:
         return -1
     import fcntl

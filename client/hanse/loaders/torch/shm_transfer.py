@@ -1,9 +1,9 @@
-"""A batch on its way from a DataLoader's worker to the training loop, in memory that both have.
+"""Transfer of batches from a DataLoader's worker to the training loop, in shared memory.
 
-PyTorch sends each tensor as a file of its own, and all else through a pipe: a batch costs more on this way than on the
-network. What nobody has changed stays where it was received, if that is memory of ours (`Arena`), and the loop is told
-where; else the worker puts it together in such memory (`Layout`), and tells the same. Of a dict that somebody has made,
-the tensors go as one piece (`Columns`).
+PyTorch sends each tensor as a file of its own, and everything else through a pipe: a batch costs more on this path than
+on the network. An unchanged batch stays where it was received, if that is shared memory (`Arena`), and the loop gets
+its place; otherwise the worker joins it in such memory (`Layout`). The tensors of a dict that user code made are sent
+as one piece (`TensorColumns`).
 """
 
 from __future__ import annotations
@@ -23,71 +23,80 @@ import torch
 from torch.utils.data._utils import collate
 
 from hanse.loaders.row_slices import Slice
-from hanse.loaders.torch.shm_arena import Arena, Place
-from hanse.loaders.torch.shm_layout import ALIGNED, Came, Kinds, Layout, Lying, Part, found, rows_of
+from hanse.loaders.torch.shm_arena import Arena, SlotPlace
+from hanse.loaders.torch.shm_layout import (
+    ALIGNED,
+    BatchPart,
+    ColumnKinds,
+    Layout,
+    ReceivedBatch,
+    StoredRows,
+    count_rows,
+    read_columns,
+)
 from hanse.loaders.torch.tensors import tensors
 
-_JOINED_BY_THE_LOOP = 2 * 2**20  # bytes of numbers that came in several pieces
-_WAYS: WeakValueDictionary[str, Way] = WeakValueDictionary()
+_JOINED_BY_LOOP_BYTES = 2 * 2**20  # bytes of numbers in several pieces that the loop joins
+_PATHS: WeakValueDictionary[str, SharedPath] = WeakValueDictionary()
 
 
-class Way:
-    """From the workers of a dataset to its loop: the memory that they share."""
+class SharedPath:
+    """The path from the workers of a dataset to its loop: the memory that they share."""
 
-    _last: Came | None
-    _kinds: Kinds | None
+    _last: ReceivedBatch | None
+    _kinds: ColumnKinds | None
 
     def __init__(self, blobs: str = "bytes") -> None:
-        """`blobs`: as of `tensors`."""
+        """`blobs`: as in `tensors`."""
         self.arena = Arena()
         self._begin(secrets.token_hex(8), os.getpid(), blobs)
 
     def memory(self, nbytes: int) -> pa.Buffer:
-        """Where to receive batches: as `pa.allocate_buffer`."""
+        """Return memory to receive a batch in, as `pa.allocate_buffer` does."""
         return pa.allocate_buffer(nbytes) if os.getpid() == self._maker else self.arena.memory(nbytes)
 
-    def rows(self, slices: Sequence[Slice]) -> Rows | None:
-        """A batch that may go as it is; None where it may not: in the process that made us, and where some value could
-        be one that has no form, which is for the worker to say."""
+    def rows(self, slices: Sequence[Slice]) -> WorkerRows | None:
+        """Return a batch that may be sent as it is. None in the process that created this, and if a value may have no
+        tensor form: the worker has to raise that error."""
         if os.getpid() == self._maker:
             return None
-        parts = [(self._looked_at(batch), start, stop) for batch, start, stop in slices]
-        return Rows(parts, self) if all(came.certain for came, _, _ in parts) else None
+        parts = [(self._inspect(batch), start, stop) for batch, start, stop in slices]
+        return WorkerRows(parts, self) if all(came.certain for came, _, _ in parts) else None
 
-    def _looked_at(self, batch: pa.RecordBatch) -> Came:
-        """Once for all slices of it, which follow each other."""
+    def _inspect(self, batch: pa.RecordBatch) -> ReceivedBatch:
+        """Inspect a batch once for all its consecutive slices."""
         if self._last is None or self._last.batch is not batch:
             if self._kinds is None or not self._kinds.schema.equals(batch.schema):
-                self._kinds = Kinds(batch.schema)
-            self._last = Came(batch, self._kinds, self.arena.place)
+                self._kinds = ColumnKinds(batch.schema)
+            self._last = ReceivedBatch(batch, self._kinds, self.arena.place)
         return self._last
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To a worker that is being started; a copy that goes anywhere else is a way of its own."""
+        """Pass the memory to a worker that is being started; any other copy is a new path."""
         if get_spawning_popen() is None:
-            return Way, (self.blobs,)
-        return _brought, (self.arena, self.name, self.blobs)
+            return SharedPath, (self.blobs,)
+        return _rebuild_path, (self.arena, self.name, self.blobs)
 
     def _begin(self, name: str, maker: int, blobs: str) -> None:
         self.name, self._maker, self.blobs = name, maker, blobs
         self._last = self._kinds = None
-        _WAYS[name] = self
+        _PATHS[name] = self
 
 
-def _brought(arena: Arena, name: str, blobs: str) -> Way:
-    way = Way.__new__(Way)
+def _rebuild_path(arena: Arena, name: str, blobs: str) -> SharedPath:
+    way = SharedPath.__new__(SharedPath)
     way.arena = arena
     way._begin(name, 0, blobs)
     return way
 
 
-class Rows:
-    """A batch as it was read. For whoever looks at it in the worker it is a mapping of what it will become.
+class WorkerRows:
+    """A batch as it was read. In the worker it behaves as a mapping of its future columns, and may be changed.
 
-    It is no `Mapping` by type: PyTorch would look at every value of it. What is in it may be changed.
+    It is no subclass of `Mapping`, because PyTorch would convert every value of one.
     """
 
-    def __init__(self, parts: Sequence[Part], way: Way) -> None:
+    def __init__(self, parts: Sequence[BatchPart], way: SharedPath) -> None:
         self._parts, self._way = parts, way
         self._made: dict[str, Any] | None = None
 
@@ -128,155 +137,161 @@ class Rows:
         return self._made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy that stays here, or goes wherever somebody takes it: nobody will say of it that it came."""
+        """Pickle the columns: a copy to anywhere but the loop does not count as sent."""
         return dict, (self._columns,)
 
-    def to_the_loop(self) -> tuple[Any, ...]:
-        """As `__reduce__`, for a queue between processes: what is told of here is taken once."""
+    def reduce_for_loop(self) -> tuple[Any, ...]:
+        """Reduce for a queue between processes: each place is taken once."""
         if self._made is not None:
-            return Columns(self._made).to_the_loop()  # it may have been changed
-        # In a thread of the queue: what cannot go as it is may go another way.
+            return TensorColumns(self._made).reduce_for_loop()  # user code may have changed it
+        # Runs in the queue's thread: on any failure use the next method.
         with suppress(Exception):
-            return self._where_it_lies() or self._put_together()
-        return Columns(self._columns).to_the_loop()
+            return self._refer_to_slots() or self._copy_to_slot()
+        return TensorColumns(self._columns).reduce_for_loop()
 
-    def _where_it_lies(self) -> tuple[Any, ...] | None:
-        """Told where it was received, if the loop has that memory and little of it is to be put together."""
+    def _refer_to_slots(self) -> tuple[Any, ...] | None:
+        """Return the places where the batch was received, if the loop shares that memory and little has to be
+        joined."""
         first = self._parts[0][0]
         if any(came.place is None for came, _, _ in self._parts):
             return None
         if len(self._parts) > 1:
-            little = first.nbytes(rows_of(self._parts)) <= _JOINED_BY_THE_LOOP
-            if not little or not all(first.like(came) for came, _, _ in self._parts):
+            little = first.nbytes(count_rows(self._parts)) <= _JOINED_BY_LOOP_BYTES
+            if not little or not all(first.has_layout_of(came) for came, _, _ in self._parts):
                 return None
-        return self._told([(came.place, came.lying, start, stop) for came, start, stop in self._parts if came.place])
+        return self._send_parts(
+            [(came.place, came.stored, start, stop) for came, start, stop in self._parts if came.place]
+        )
 
-    def _put_together(self) -> tuple[Any, ...]:
-        """In a slot of its own, or in a piece of memory for it alone where there is none."""
+    def _copy_to_slot(self) -> tuple[Any, ...]:
+        """Join the batch in a slot, or in a new piece of shared memory if none is free."""
         layout, arena = Layout(self._parts), self._way.arena
         if (room := arena.room(layout.nbytes)) is None:
-            piece = _shared(layout.nbytes)
+            piece = _new_shared(layout.nbytes)
             layout.write(memoryview(piece.numpy()))
-            return _unpacked, (self._names, piece, layout.lying, self._way.blobs)
+            return _load_piece, (self._names, piece, layout.stored, self._way.blobs)
         layout.write(memoryview(room).cast("B"))
         lies = arena.place(room.address, room.address)
         assert lies is not None
-        return self._told([(lies[0], layout.lying, 0, layout.lying.rows)])
+        return self._send_parts([(lies[0], layout.stored, 0, layout.stored.rows)])
 
-    def _told(self, pieces: list[_Told]) -> tuple[Any, ...]:
+    def _send_parts(self, pieces: list[_SentPart]) -> tuple[Any, ...]:
         for place, _, _, _ in pieces:
-            self._way.arena.sent(place)
-        return _taken_from, (self._way.name, self._names, pieces)
+            self._way.arena.count_sent(place)
+        return _load_rows, (self._way.name, self._names, pieces)
 
     @property
     def _names(self) -> Sequence[str]:
         return self._parts[0][0].kinds.names
 
 
-_Told = tuple[Place, Lying, int, int]
-_Lies = tuple[int, Any, tuple[int, ...]]  # where a tensor begins in a piece, its type and its shape
+_SentPart = tuple[SlotPlace, StoredRows, int, int]
+_TensorPlace = tuple[int, Any, tuple[int, ...]]  # a tensor's start in a piece, its type and shape
 
 
-def _taken_from(way: str, names: Sequence[str], told: Sequence[_Told]) -> dict[str, Any]:
-    arena, blobs = _WAYS[way].arena, _WAYS[way].blobs
-    return found(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in told], blobs)
+def _load_rows(way: str, names: Sequence[str], parts: Sequence[_SentPart]) -> dict[str, Any]:
+    arena, blobs = _PATHS[way].arena, _PATHS[way].blobs
+    return read_columns(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in parts], blobs)
 
 
-def _unpacked(names: Sequence[str], piece: Any, lying: Lying, blobs: str) -> dict[str, Any]:
-    return found(names, [(piece.numpy(), lying, 0, lying.rows)], blobs)
+def _load_piece(names: Sequence[str], piece: Any, lying: StoredRows, blobs: str) -> dict[str, Any]:
+    return read_columns(names, [(piece.numpy(), lying, 0, lying.rows)], blobs)
 
 
-def _collated(batches: Sequence[Rows], *, collate_fn_map: Any = None) -> Any:
-    """As PyTorch puts dicts together, where a DataLoader is given a batch size too."""
+def _collate_rows(batches: Sequence[WorkerRows], *, collate_fn_map: Any = None) -> Any:
+    """Collate as PyTorch collates dicts, for a DataLoader with a batch size."""
     return collate.collate([dict(rows.items()) for rows in batches], collate_fn_map=collate_fn_map)
 
 
-collate.default_collate_fn_map[Rows] = _collated
-ForkingPickler.register(Rows, Rows.to_the_loop)
+collate.default_collate_fn_map[WorkerRows] = _collate_rows
+ForkingPickler.register(WorkerRows, WorkerRows.reduce_for_loop)
 
 
-class Columns(dict[str, Any]):
-    """The columns of a batch by their names: a dict whose tensors, and those in lists, go to the loop as one piece.
+class TensorColumns(dict[str, Any]):
+    """The columns of a batch by name: a dict whose tensors, also those in lists, are sent to the loop as one piece.
 
-    What would not be itself over a part of a piece goes as PyTorch sends it: see `_is_plain`.
+    Other values are sent by PyTorch: see `_is_plain`.
     """
 
-    def __copy__(self) -> Columns:
-        return Columns(self)
+    def __copy__(self) -> TensorColumns:
+        return TensorColumns(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a dict, to wherever somebody takes it."""
+        """Pickle as a dict."""
         return dict, (dict(self),)
 
-    def to_the_loop(self) -> tuple[Any, ...]:
-        """As `__reduce__`, for a queue between processes."""
-        # In a thread of the queue: what cannot go as one piece may go as a dict.
+    def reduce_for_loop(self) -> tuple[Any, ...]:
+        """Reduce for a queue between processes."""
+        # Runs in the queue's thread: on any failure send a dict.
         with suppress(Exception):
             return self._in_one_piece()
         return self.__reduce__()
 
     def _in_one_piece(self) -> tuple[Any, ...]:
-        found: list[Any] = []
+        tensors: list[Any] = []
 
-        def left_out(tensor: Any) -> Any:
+        def replace_tensor(tensor: Any) -> Any:
             if not _is_plain(tensor):
                 return tensor
-            found.append(tensor)
-            return _Number(len(found) - 1)
+            tensors.append(tensor)
+            return _TensorNumber(len(tensors) - 1)
 
-        rest = {name: _with(value, torch.Tensor, left_out) for name, value in self.items()}
-        return _taken, (rest, *_put(found))
-
-
-ForkingPickler.register(Columns, Columns.to_the_loop)
+        rest = {name: _replace_values(value, torch.Tensor, replace_tensor) for name, value in self.items()}
+        return _load_tensors, (rest, *_pack_tensors(tensors))
 
 
-class _Number(int):
+ForkingPickler.register(TensorColumns, TensorColumns.reduce_for_loop)
+
+
+class _TensorNumber(int):
     """Stands for a tensor of the piece."""
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether a tensor of no subclass is its numbers, type and shape, and nothing else."""
+    """Return whether numbers, type and shape describe the tensor completely."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return False
     return tensor.device.type == "cpu" and not tensor.requires_grad
 
 
-def _with(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
-    """A column with something else in place of what is of a kind, and of none below it: itself, or those of a list."""
+def _replace_values(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
+    """Replace values of a kind in a column: the column itself, or items of a list; not deeper."""
     if type(value) is kind:
         return other(value)
     if type(value) is list and kind in set(map(type, value)):
-        return [other(one) if type(one) is kind else one for one in value]
+        return [other(item) if type(item) is kind else item for item in value]
     return value
 
 
-def _put(tensors: Sequence[Any]) -> tuple[Any, list[_Lies]]:
-    """The piece, and where in it each tensor is."""
+def _pack_tensors(tensors: Sequence[Any]) -> tuple[Any, list[_TensorPlace]]:
+    """Return the piece, and the place of each tensor in it."""
     places, size = [], 0
     for tensor in tensors:
         places.append((size, tensor.dtype, tuple(tensor.shape)))
         size += -(-tensor.nbytes // ALIGNED) * ALIGNED
-    piece = _shared(size)
+    piece = _new_shared(size)
     memory = memoryview(piece.numpy())
     for tensor, place in zip(tensors, places, strict=True):
-        _at(memory, *place).copy_(tensor)
+        _tensor_at(memory, *place).copy_(tensor)
     return piece, places
 
 
-def _shared(size: int) -> Any:
-    """As PyTorch's own `default_collate` makes it: in shared memory from the start."""
+def _new_shared(size: int) -> Any:
+    """Allocate shared memory as PyTorch's `default_collate` does."""
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
 
 
-def _taken(rest: dict[str, Any], piece: Any, places: Sequence[_Lies]) -> dict[str, Any]:
-    """The columns again."""
+def _load_tensors(rest: dict[str, Any], piece: Any, places: Sequence[_TensorPlace]) -> dict[str, Any]:
+    """Return the columns."""
     memory = memoryview(piece.numpy())
-    return {name: _with(value, _Number, lambda number: _at(memory, *places[number])) for name, value in rest.items()}
+    return {
+        name: _replace_values(value, _TensorNumber, lambda number: _tensor_at(memory, *places[number]))
+        for name, value in rest.items()
+    }
 
 
-def _at(memory: memoryview, start: int, kind: Any, shape: tuple[int, ...]) -> Any:
-    """The tensor over a place of the piece."""
+def _tensor_at(memory: memoryview, start: int, kind: Any, shape: tuple[int, ...]) -> Any:
+    """Return the tensor over a place of the piece."""
     if not (count := math.prod(shape)):
         return torch.empty(shape, dtype=kind)
     tensor = torch.frombuffer(memory, dtype=kind, count=count, offset=start)

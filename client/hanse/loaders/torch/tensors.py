@@ -26,90 +26,96 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hanse._arrow.value_limits import borders, bounded, told_by_column
+from hanse._arrow.value_limits import borders, name_failing_column, refuse_oversized
 from hanse.errors import BadInput
-from hanse.loaders.row_slices import whole
+from hanse.loaders.row_slices import join_batches
 
 BLOBS = ("bytes", "tensors")
-_TENSOR = 512  # bytes of one, beside those that it is over
+_TENSOR = 512  # bytes of a tensor object without its data
 
 
 def tensors(
     *batches: pa.RecordBatch, shapes: Mapping[str, tuple[int, ...]] | None = None, blobs: str = "bytes"
 ) -> dict[str, Any]:
-    """Each column of the rows of batches of one schema, by its name; numbers of several are copied together. `shapes`:
-    of columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`."""
-    if not any(map(_is_blob, batches[0].schema.types)):  # numbers are put together sooner as Arrow
-        with suppress(BadInput):  # too much text for one
-            batches = (whole(batches),)
+    """Return each column of batches of one schema by name; numbers of several batches are joined by a copy.
+
+    `shapes`: for columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`.
+
+    Raises:
+        BadInput: a value has no tensor form.
+        Broken: values would take far more memory than was received.
+    """
+    if not any(map(_is_blob, batches[0].schema.types)):  # joining as Arrow is faster for numbers
+        with suppress(BadInput):  # too much text for one batch
+            batches = (join_batches(batches),)
     given, names = shapes or {}, batches[0].schema.names
     columns = dict(zip(names, zip(*(batch.columns for batch in batches), strict=True), strict=True))
-    made = {name: _made(name, parts, given.get(name)) for name, parts in columns.items()}
-    _check([columns[name] for name, one in made.items() if one is None], blobs)
-    return {name: _told(name, columns[name], blobs) if one is None else one for name, one in made.items()}
+    made = {name: _to_tensor(name, parts, given.get(name)) for name, parts in columns.items()}
+    _check_sizes([columns[name] for name, value in made.items() if value is None], blobs)
+    return {name: _list_column(name, columns[name], blobs) if value is None else value for name, value in made.items()}
 
 
-def _made(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
-    """The tensor of a column that came in parts; None where no tensor fits."""
-    found = [values(name, part, shape) for part in parts]
-    if any(one is None for one in found):  # of lists of one length, where some is null
+def _to_tensor(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None) -> Any:
+    """Return the tensor of a column in parts; None if no tensor fits."""
+    arrays = [to_array(name, part, shape) for part in parts]
+    if any(array is None for array in arrays):  # fixed-size lists with nulls
         return None
-    return tensor(found[0] if len(found) == 1 else np.concatenate(found))
+    return wrap_array(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
 
 
-def listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
-    """The values of a column that came in parts, which no tensor fits. Broken where they would take far more memory
-    than what came."""
-    _check([parts], blobs)
-    return _listed(parts, blobs)
+def list_values(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+    """Return the values of a column in parts that no tensor fits. Raises: Broken if they would take far more memory
+    than was received."""
+    _check_sizes([parts], blobs)
+    return _list_parts(parts, blobs)
 
 
-def _check(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
-    """Broken where the values of all these columns, each in parts, would take far more memory than what came."""
+def _check_sizes(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
+    """Raises: Broken if the values of all these columns would take far more memory than was received."""
     parts = [part for column in columns for part in column]
     if blobs == "tensors":
-        bounded((part for part in parts if _is_blob(part.type)), beside=_TENSOR)
-    bounded(parts)
+        refuse_oversized((part for part in parts if _is_blob(part.type)), extra=_TENSOR)
+    refuse_oversized(parts)
 
 
-def _told(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
-    with told_by_column((name, part) for part in parts):
-        return _listed(parts, blobs)
+def _list_column(name: str, parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+    with name_failing_column((name, part) for part in parts):
+        return _list_parts(parts, blobs)
 
 
-def _listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+def _list_parts(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
     if blobs == "tensors" and _is_blob(parts[0].type):
-        return [one for part in parts for one in _views(part)]
-    return [one for part in parts for one in part.to_pylist()]
+        return [blob for part in parts for blob in _blob_tensors(part)]
+    return [value for part in parts for value in part.to_pylist()]
 
 
-def _views(column: pa.Array) -> Iterator[Any]:
-    """Of each value of a column of bytes a tensor over its memory, None where it is null."""
+def _blob_tensors(column: pa.Array) -> Iterator[Any]:
+    """Yield a tensor over the memory of each value of a column of bytes, None for null."""
     if not len(column):
         return
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         column = column.cast(pa.large_binary())
     every = np.frombuffer(column.buffers()[2] or b"", np.uint8)
-    there = _there(column).tolist() if column.null_count else [True] * len(column)
+    there = _valid_mask(column).tolist() if column.null_count else [True] * len(column)
     for (start, stop), is_there in zip(pairwise(borders(column).tolist()), there, strict=True):
-        yield tensor(every[start:stop]) if is_there else None
+        yield wrap_array(every[start:stop]) if is_there else None
 
 
-def tensor(array: Any) -> Any:
-    """The tensor over an array's memory."""
+def wrap_array(array: Any) -> Any:
+    """Return the tensor over an array's memory."""
     import torch
 
-    _warned()
+    _silence_warning()
     return torch.from_numpy(array)
 
 
-def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
-    """A column as what a tensor is made over, an array of numbers; None where no tensor fits."""
+def to_array(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
+    """Return a column as an array of numbers for a tensor; None if no tensor fits."""
     if given is None and is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
     if given is not None:
-        return _numbers(name, _flat(name, column, given)).reshape((len(column), *given))
+        return _numbers(name, _flatten_lists(name, column, given)).reshape((len(column), *given))
     if isinstance(column, pa.FixedShapeTensorArray):
         shape = (len(column), *column.type.shape)
         column = column.storage
@@ -117,48 +123,48 @@ def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) ->
         shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
-        _without_nulls(name, column)
+        _refuse_nulls(name, column)
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
-    if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
+    if is_number(column.type) or pa.types.is_boolean(column.type):  # after the conversions above
         return _numbers(name, column)
     return None
 
 
-def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
-    """The numbers of a column of lists, each of which must have as many as the shape."""
+def _flatten_lists(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+    """Return the numbers of a column of lists; each list must have as many as the shape."""
     import pyarrow.compute as pc
 
     kind = column.type
     listed = any(is_one(kind) for is_one in _LISTS)
     if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
-        raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
-    bounded([column], arrays=True)  # of views of lists, many may be one
+        raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, got {kind}")
+    refuse_oversized([column], arrays=True)  # list views may share values
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    if any(length != size for length in lengths):  # a list that is null has no length
+    if any(length != size for length in lengths):  # a null list has no length
         raise BadInput(
-            f"expected every list of column {name} to have {size} numbers for the shape {shape}, came {lengths[:5]}"
+            f"expected every list of column {name} to have {size} numbers for the shape {shape}, got {lengths[:5]}"
         )
     return column.flatten()
 
 
 def _numbers(name: str, column: pa.Array) -> Any:
     if not pa.types.is_floating(column.type):
-        _without_nulls(name, column)
-    # Arrow's `to_numpy` would load pandas where that is installed: longer than the first batch takes to come.
+        _refuse_nulls(name, column)
+    # Arrow's `to_numpy` would load pandas, which takes longer than the first batch.
     if pa.types.is_boolean(column.type):
         bits = np.frombuffer(_data(column), np.uint8)
         return np.unpackbits(bits, bitorder="little")[column.offset :][: len(column)].view(np.bool_)
     kind = _NUMBERS[column.type.id]
-    found = np.frombuffer(_data(column), kind, len(column), column.offset * kind.itemsize)
-    return found if not column.null_count else np.where(_there(column), found, kind.type(math.nan))
+    numbers = np.frombuffer(_data(column), kind, len(column), column.offset * kind.itemsize)
+    return numbers if not column.null_count else np.where(_valid_mask(column), numbers, kind.type(math.nan))
 
 
-def _without_nulls(name: str, column: pa.Array) -> None:
+def _refuse_nulls(name: str, column: pa.Array) -> None:
     if column.null_count:
         raise BadInput(
-            f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
-            "not null, leave it out, or fill them in a function of your own (form=)"
+            f"expected column {name} without nulls, which {column.type} cannot hold in a tensor, got some; select rows "
+            "where it is not null, leave it out, or fill them in your own function (form=)"
         )
 
 
@@ -166,14 +172,15 @@ def _data(column: pa.Array) -> Any:
     return column.buffers()[1] or b""
 
 
-def _there(column: pa.Array) -> Any:
-    """Which values are not null."""
+def _valid_mask(column: pa.Array) -> Any:
+    """Return which values are not null."""
     return _numbers("", column.is_valid())
 
 
 @cache
-def _warned() -> None:
-    """PyTorch warns once of memory that must not be written to: now, and nobody. What it becomes is told above."""
+def _silence_warning() -> None:
+    """Trigger PyTorch's one-time warning about read-only memory now, unseen. This module's docstring states the
+    rule."""
     import torch
 
     with warnings.catch_warnings():
@@ -182,12 +189,12 @@ def _warned() -> None:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether values of this type are whole numbers or floats."""
+    """Return whether values of this type are whole numbers or floats."""
     return kind.id in _NUMBERS
 
 
-def number_of(kind: pa.DataType) -> Any:
-    """The type of an array of its values. KeyError where it `is_number` not."""
+def array_type(kind: pa.DataType) -> Any:
+    """Return the array type of a number type. Raises: KeyError for other types."""
     return _NUMBERS[kind.id]
 
 
@@ -203,7 +210,7 @@ _LISTS = (
     pa.types.is_list_view,
     pa.types.is_large_list_view,
 )
-_NUMBERS = {  # asked for each column of each batch
+_NUMBERS = {  # looked up for each column of each batch
     kind.id: np.dtype(f"{letter}{kind.bit_width // 8}")
     for letter, kinds in (
         ("i", (pa.int8(), pa.int16(), pa.int32(), pa.int64())),

@@ -32,7 +32,7 @@ def put(shared: Arena, text: bytes, *, parts: int = 1) -> tuple[Any, Any]:
     assert found is not None
     assert found[1] == 0
     for _ in range(parts):
-        shared.sent(found[0])
+        shared.count_sent(found[0])
     return found[0], room
 
 
@@ -192,7 +192,7 @@ def test_what_a_worker_sent_to_nobody_is_free_for_the_next_and_what_is_held_is_n
     second = started(shared, [b"again", b"more.", b"third"])
     places = [second.next(), second.next(last=True)]
     assert places[0][:2] == lost[:2]
-    with pytest.raises(Broken, match="is gone"):
+    with pytest.raises(Broken, match="has ended"):
         shared.take(lost)
     assert text(held) == b"held."
     assert [text(shared.take(place)) for place in places] == [b"again", b"more."]
@@ -235,13 +235,13 @@ def test_a_part_that_comes_while_another_thread_forgets_the_one_before_is_counte
 
 
 def test_threads_that_ask_for_the_first_room_at_once_have_a_slot_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, locked, rooms = Arena(), shm_arena._locked, []
+    shared, locked, rooms = Arena(), shm_arena._lock_region, []
 
     def slowly(file: int) -> int:
         time.sleep(0.2)
         return locked(file)
 
-    monkeypatch.setattr(shm_arena, "_locked", slowly)
+    monkeypatch.setattr(shm_arena, "_lock_region", slowly)
     threads = [threading.Thread(target=lambda: rooms.append(shared.room(5))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -292,7 +292,7 @@ def test_where_memory_cannot_be_mapped_there_is_no_room(monkeypatch: pytest.Monk
         raise OSError("no addresses are left")
 
     shared = Arena()
-    monkeypatch.setattr(shm_arena, "_mapped", mapped)
+    monkeypatch.setattr(shm_arena, "_map_region", mapped)
     assert (shared.room(1), shared.place(0, 1), shared.memory(2**20).size) == (None, None, 2**20)
 
 
@@ -319,7 +319,7 @@ def test_what_a_fork_of_the_loop_has_stays_as_it_is_until_it_ends(
     place = worker.next(last=True)
     held = [shared.take(place)]
     if not locks:
-        monkeypatch.setattr(shm_arena, "_lent", refused)
+        monkeypatch.setattr(shm_arena, "_lock_slots", refused)
     (go, goes), (come, told) = os.pipe(), os.pipe()
     if (pid := os.fork()) == 0:
         os.close(goes)

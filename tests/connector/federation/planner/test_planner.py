@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import sqlglot
 import yaml
-from hanse.agreement import Access, Name
+from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset, Space
 
 from connector.errors import HanseError, QueryInvalid, Refused
@@ -49,7 +49,7 @@ def test_a_dataset_is_named_so_that_sql_can_be_written_with_it(word: str) -> Non
     """A dataset may be called as a word of SQL is."""
     shown = TableInfo("north", word, (), agreement="").quoted_name
     assert sql_text.datasets(sql_text.read(f"SELECT count(*) AS n FROM {shown}")) == (("north", word),)
-    assert Dataset(Space("http://localhost", ""), Access(Name("north", word), "", "", "", "")).sql_name == shown
+    assert Dataset(Space("http://localhost", ""), TransferAccess(Name("north", word), "", "", "", "")).sql_name == shown
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "1 row expected"), (2, "2 rows expected")])
