@@ -255,7 +255,7 @@ def test_each_may_be_a_reader_of_the_other(tmp_path: Path) -> None:
 COMMANDS: list[tuple[list[dict[str, Any]], int, str]] = [
     ([left(2, code="interrupted"), EXPORTED], 6, "1 read: cut off"),
     ([left(5), left(3, read="r2"), EXPORTED], 6, "1 read: no receipt"),
-    ([left(5), EXPORTED], 7, "who signed them is not known"),
+    ([left(5), EXPORTED], 7, "their signers are unknown"),
 ]
 
 
