@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 from connector.dataplane.http.request_context import Exchange
 from connector.dataplane.push.push_receiver import PUSHED, PushReceiver
 from connector.errors import BadInput, HanseError
-from connector.infra.http.http_limits import REST, REST_SECONDS
+from connector.infra.http.http_limits import REFUSED_SECONDS
 from connector.telemetry import logger
 
 _METHODS = ("POST", "PUT")
+_REST_BYTES = 8 * 2**20  # of a refused stream that are read and dropped
 _log = logger("receiving")
 
 
@@ -81,10 +82,10 @@ async def _refuse(exchange: Exchange, error: HanseError) -> None:
 
 
 async def _discard_rest(exchange: Exchange) -> None:
-    """See `http_limits.REST`."""
-    left = REST
+    """Read some of what still comes: closing while the client sends would reset the connection and lose our answer."""
+    left = _REST_BYTES
     try:
-        async with asyncio.timeout(REST_SECONDS):
+        async with asyncio.timeout(REFUSED_SECONDS):
             while left > 0 and (message := await exchange.receive()).get("more_body", False):
                 left -= len(message.get("body", b""))
     except TimeoutError:

@@ -28,7 +28,7 @@ import httpcore2
 
 from connector import urls
 from connector.errors import AddressPrivate, AddressRefused, NameUnknown, PeerNonsense, PeerUnreachable
-from connector.infra.net import chunk_limit, pooled_connection
+from connector.infra.net import pooled_connection
 from connector.infra.net.resolver import NameResolver
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -41,12 +41,10 @@ _IPV6_ALLOCATED = ipaddress.IPv6Network("2000::/3")
 _IPV4_MULTICAST = ipaddress.IPv4Network("224.0.0.0/4")
 _RESOLVED_MAX = 16
 _CONNECTIONS_MAX = 512  # per scheme: more than all deliveries, pushes and DID documents at once
-# What the event loop reads from a socket at once. The library's default of 64 KB would cut each read in four and copy
-# the rest each time.
-httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18
 # Limit on a line, a head, or trailers: the library keeps them until they are complete.
 httpcore2.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE = 2**15
-_PIECES_AT_ONCE = 16  # read before the event loop continues
+_PIECES_AT_ONCE = 16  # of a body, read before the event loop continues
+_PIECES_MAX, _PIECE_BYTES = 1024, 256  # pieces that any body may have; bytes per further piece, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,9 +347,9 @@ class StreamedReply:
         count = size = 0
         async for piece in self._response.aiter_stream():
             count, size = count + 1, size + len(piece)
-            if chunk_limit.is_exceeded(count, size):
+            if count > _PIECES_MAX + size // _PIECE_BYTES:
                 raise PeerNonsense(
-                    f"expected at least {chunk_limit.LEAST} bytes a piece beyond {chunk_limit.ANY} pieces, got {count} "
+                    f"expected at least {_PIECE_BYTES} bytes a piece beyond {_PIECES_MAX} pieces, got {count} "
                     f"pieces for {size} bytes from {self._at}; stopped reading: its server should send more at once"
                 )
             if not count % _PIECES_AT_ONCE:
