@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import nested_types
 from hanse._transport.cancellation import Waits
 from hanse._transport.sockets import check_process
 from hanse.client import Dataset
@@ -100,8 +99,6 @@ class Loader:
         self.datasets = _check_datasets(datasets)
         self.plans = tuple(dataset.plan(columns=columns, where=where, patience=patience) for dataset in self.datasets)
         self.schema = _check_schemas(self.plans)
-        if window:
-            _check_permutable(self.schema)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
         self.error: HanseError | None = (
@@ -524,23 +521,6 @@ def _check_schemas(plans: Sequence[Plan]) -> pa.Schema:
                 "name the columns that they share"
             )
     return first
-
-
-def _check_permutable(schema: pa.Schema) -> None:
-    """Raises: BadInput for columns whose rows Arrow 26 cannot permute."""
-    strange = [field.name for field in schema if any(map(_cannot_permute, nested_types(field.type)))]
-    if strange:
-        raise BadInput(
-            f"expected columns whose rows can be permuted with window, got views or run ends in {strange}: leave "
-            "them out (columns=), or omit window (blocks are permuted anyway)"
-        )
-
-
-def _cannot_permute(kind: pa.DataType) -> bool:
-    return kind in _VIEWS or bool(pa.types.is_run_end_encoded(kind))
-
-
-_VIEWS = (pa.string_view(), pa.binary_view())
 
 
 def _identity_digest(plans: Sequence[Plan]) -> str:
