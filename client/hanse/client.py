@@ -431,7 +431,7 @@ class Dataset:
     def to_torch(self, **options: Unpack[TorchOptions]) -> Batches:
         """Return a PyTorch IterableDataset of batches: `hanse.loaders.torch.batches.dataset`.
 
-            DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=4)
+            DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=0)
 
         Options: those of `loader`, with a default `batch_size` of 256, and `rank` and `world` in place of `part` and
         `parts`; `shapes` and `blobs` (how columns become tensors), or `form` (a function of an Arrow batch); `state` (a

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from hanse._arrow.message_limits import METADATA_MAX, CheckedBody
+from hanse._arrow.value_limits import refuse_types
 from hanse.errors import BadInput, Broken
 
 PER_READ = 256  # blocks in one request of a loader: many millions of rows
@@ -163,7 +164,9 @@ def _read_schema(text: str) -> pa.Schema:
     data = base64.b64decode(text, validate=True)
     if len(data) > METADATA_MAX:
         raise ValueError(f"a schema of {len(data)} bytes")
-    return pa.ipc.open_stream(CheckedBody(pa.BufferReader(data))).schema
+    schema = pa.ipc.open_stream(CheckedBody(pa.BufferReader(data))).schema
+    refuse_types(schema)
+    return schema
 
 
 def split_blocks(blocks: int, parts: int) -> list[tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 A stream is complete only once its end record has been read: without it StreamIncomplete is raised, also at a batch
 border. The record has the digest of every byte before it; for other bytes DigestMismatch is raised, and batches that
-were yielded before may be damaged. Each batch is validated fully before it is yielded, because another party made it.
+were yielded before may be damaged. Each batch is validated fully before it is yielded, because another party made it,
+and types whose values may share bytes are refused.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from hanse._arrow.message_limits import CheckedBody
-from hanse._arrow.validation import Validator
-from hanse._arrow.value_limits import name_failing_column, nested_types, refuse_oversized
+from hanse._arrow.value_limits import name_failing_column, nested_types, refuse_oversized, refuse_types
 from hanse._digests import check_digest, check_record
 from hanse._transport.http_stream import HttpReply, Memory, allocate_lasting
 from hanse._transport.sockets import check_process
@@ -136,6 +137,7 @@ class Stream:
         try:
             self._check_snapshot(answer.headers.get("hanse-snapshot", ""))
             self._reader = self._translate_errors(lambda: pa.ipc.open_stream(self._messages))
+            refuse_types(self._reader.schema)
             if self.schema is None:
                 self.schema = self._reader.schema
             elif not self._reader.schema.equals(self.schema):
@@ -144,7 +146,6 @@ class Stream:
             self._body.close()  # there is no Stream to close; a kept error would keep the connection open
             self._end_receipt(error)
             raise
-        self._validator = Validator(self._reader.schema)
 
     def _begin_receipt(self) -> None:
         """Report a read: each answer is a read of its own in the owner's log."""
@@ -254,7 +255,7 @@ class Stream:
                 self._finish(_read_end_record(metadata[END]), batch, before)
                 return None
             if self._validate:
-                self._translate_errors(lambda: self._validator.check(batch))  # noqa: B023  # called at once
+                self._translate_errors(partial(batch.validate, full=True))
             if batch.num_rows:
                 self.place = self._from = _read_place(metadata)
                 if self._due is not None:
@@ -375,7 +376,7 @@ class Stream:
 
         table = self.to_arrow()
         columns = (_pandas_values(column) for batch in table.to_batches() for column in batch.columns)
-        refuse_oversized(filter(_is_object, columns), arrays=True, together=True)
+        refuse_oversized(filter(_is_object, columns), frame=True)
         with name_failing_column(
             zip(table.column_names, table.columns, strict=True), lambda column: _raise_overflow(column, options)
         ):

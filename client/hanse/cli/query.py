@@ -303,16 +303,12 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
-    from hanse._arrow.value_limits import refuse_oversized, type_names
     from hanse.cli import cell_text
 
     kinds = [pa.timestamp("ms", kind.tz) if cell_text.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], schema.metadata)
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
-            refuse_oversized(
-                column for column in batch.columns if "list_view" in type_names(column.type)
-            )  # Parquet stores each list separately
             columns = [cell_text.milliseconds(one) if cell_text.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 

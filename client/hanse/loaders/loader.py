@@ -15,9 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._arrow.value_limits import nested_types
 from hanse._transport.cancellation import Waits
-from hanse._transport.http_stream import Memory
 from hanse._transport.sockets import check_process
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, HanseError
@@ -101,8 +99,6 @@ class Loader:
         self.datasets = _check_datasets(datasets)
         self.plans = tuple(dataset.plan(columns=columns, where=where, patience=patience) for dataset in self.datasets)
         self.schema = _check_schemas(self.plans)
-        if window:
-            _check_permutable(self.schema)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
         self.error: HanseError | None = (
@@ -245,11 +241,10 @@ class Loader:
         iteration."""
         return _join_each(self.iter_slices())
 
-    def iter_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
+    def iter_slices(self) -> Generator[Sequence[Slice], None, None]:
         """Yield the same batches, each as the slices that it consists of: for callers that join them where they are
         used.
 
-        `memory`: allocates what they are received in, as `pa.allocate_buffer` does.
 
         Raises:
             BadInput: the process was forked after the iteration began.
@@ -257,16 +252,16 @@ class Loader:
         order, share = self._order, self._pending or self._start_share()
         # A state serves one iteration, whether or not it completes.
         self._share, self._pending, self._base = share, None, EpochProgress()
-        return self._read(order, share, memory)
+        return self._read(order, share)
 
-    def _read(self, order: Order, share: ReaderShare, memory: Memory | None) -> Generator[Sequence[Slice], None, None]:
+    def _read(self, order: Order, share: ReaderShare) -> Generator[Sequence[Slice], None, None]:
         """Yield the batches of a share."""
         process = os.getpid()
         seen = self.throughput = Throughput()  # this iteration's own, even if another begins meanwhile
         self.error = None
         revoked: list[AccessRevoked] = []
         waits = Waits()
-        source = self._pieces(order, share, memory, revoked, seen, waits)
+        source = self._pieces(order, share, revoked, seen, waits)
         pieces = read_ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held, wake=waits.end)
         bar = ThroughputBar(seen, **self._epoch_size(share)) if self._progress else None
         after = share
@@ -335,7 +330,6 @@ class Loader:
         self,
         order: Order,
         share: ReaderShare,
-        memory: Memory | None,
         revoked: list[AccessRevoked],
         seen: Throughput,
         waits: Waits,
@@ -351,7 +345,6 @@ class Loader:
                 plan,
                 [(block, mark) for (source, block), mark in todo if source == number],
                 self,
-                memory,
                 seen,
                 waits,
             )
@@ -454,11 +447,10 @@ class _Feed:
         plan: Plan,
         blocks: Sequence[tuple[int, Mark]],
         loader: Loader,
-        memory: Memory | None,
         seen: Throughput,
         waits: Waits,
     ) -> None:
-        self._source = self._batches(dataset, plan, blocks, loader, memory, seen, waits)
+        self._source = self._batches(dataset, plan, blocks, loader, seen, waits)
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
@@ -482,7 +474,6 @@ class _Feed:
         plan: Plan,
         blocks: Sequence[tuple[int, Mark]],
         loader: Loader,
-        memory: Memory | None,
         seen: Throughput,
         waits: Waits,
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
@@ -491,8 +482,6 @@ class _Feed:
             numbers, after, row = [block for block, _ in run], mark.cursor, mark.cursor_row
             opened = dataset.read(plan, numbers, after=after, before=row, **loader._options, waits=waits)
             with opened as stream, waits.reading(stream):
-                if memory is not None:
-                    stream.into(memory)
                 for batch in count_batches(stream, seen):
                     place = stream.place or {}
                     yield place["block"], batch, place["cursor"], stream.held + row_slices.overhead_bytes(batch)
@@ -532,23 +521,6 @@ def _check_schemas(plans: Sequence[Plan]) -> pa.Schema:
                 "name the columns that they share"
             )
     return first
-
-
-def _check_permutable(schema: pa.Schema) -> None:
-    """Raises: BadInput for columns whose rows Arrow 26 cannot permute."""
-    strange = [field.name for field in schema if any(map(_cannot_permute, nested_types(field.type)))]
-    if strange:
-        raise BadInput(
-            f"expected columns whose rows can be permuted with window, got views or run ends in {strange}: leave "
-            "them out (columns=), or omit window (blocks are permuted anyway)"
-        )
-
-
-def _cannot_permute(kind: pa.DataType) -> bool:
-    return kind in _VIEWS or bool(pa.types.is_run_end_encoded(kind))
-
-
-_VIEWS = (pa.string_view(), pa.binary_view())
 
 
 def _identity_digest(plans: Sequence[Plan]) -> str:

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
 
-from hanse._arrow.value_limits import widths
+from hanse._arrow.value_limits import flatten_lists
 from hanse.errors import Broken
 
 _BYTES = 8 * 2**20  # of a piece: it ends with the row that reaches them, or after _ROWS_MAX rows
 _ROWS_MAX = 2**15
 _KEPT_MAX = 2**30  # received bytes that one piece may keep
+_ENTRY = 8  # bytes of a value's entry
 
 
 def split_evenly(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -44,8 +47,44 @@ def _running_bytes(batch: pa.RecordBatch) -> Any:
     """Return the bytes of the first n rows, for n from 0 to all."""
     until = np.zeros(batch.num_rows + 1)
     for column in batch.columns:
-        until[1:] += widths(column)
+        until[1:] += _widths(column)
     return np.cumsum(until)
+
+
+def _widths(column: pa.Array) -> Any:
+    """Return the bytes that each value takes in Arrow, about. They depend on the values alone: not on how rows were
+    split and joined, nor on bytes under nulls, nor on the order of a dictionary."""
+    kind, count = column.type, len(column)
+    if not count or types.is_null(kind) or types.is_dictionary(kind):
+        return np.full(count, _ENTRY)
+    if types.is_struct(kind):
+        found = _ENTRY + sum(_widths(column.field(place)) for place in range(kind.num_fields))
+    elif types.is_union(kind):
+        codes = np.frombuffer(column.buffers()[1], np.int8, count, column.offset)
+        parts = zip(kind.type_codes, range(kind.num_fields), strict=True)
+        return sum(np.where(codes == code, _widths(column.field(place)), 0) for code, place in parts)
+    elif types.is_nested(kind):
+        found = _ENTRY + _list_widths(column)
+    elif types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind):
+        return np.full(count, max(1, kind.bit_width // 8))
+    else:
+        found = _ENTRY + _numbers(pc.fill_null(pc.binary_length(column).cast(pa.int64()), 0))
+    return np.where(_numbers(column.is_valid().cast(pa.int8())), found, _ENTRY)
+
+
+def _list_widths(column: pa.Array) -> Any:
+    until = np.concatenate([[0], np.cumsum(_widths(flatten_lists(column)))])
+    if types.is_fixed_size_list(column.type):
+        places = np.arange(len(column) + 1) * column.type.list_size
+    else:
+        places = _numbers(column.offsets)
+    return np.diff(until[places - places[0]])
+
+
+def _numbers(column: pa.Array) -> Any:
+    """Return the whole numbers of a column without nulls. Arrow's `to_numpy` would load pandas."""
+    kind = np.dtype(f"i{column.type.bit_width // 8}")
+    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
 
 
 def _piece_end(until: Any, start: int, rows: int, nbytes: float) -> int:

@@ -106,18 +106,11 @@ def rows_of_nothing(column: pa.Array) -> list[bytes]:
     return ipc([batch], complete(batch.num_rows), schema=batch.schema)
 
 
-def alike(rows: int) -> pa.Array:
-    return pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array([7]))
-
-
-@pytest.mark.parametrize("column", [pa.nulls, alike], ids=["nulls", "one run"])
-def test_rows_that_take_nothing_on_the_way_are_counted_before_they_are_values(
-    column: Callable[[int], pa.Array],
-) -> None:
+def test_rows_that_take_nothing_on_the_way_are_counted_before_they_are_values() -> None:
     """A few hundred bytes say as many rows as they like, and whoever makes values of them runs out of memory."""
-    assert read(rows_of_nothing(column(MOST // 20))).num_rows == MOST // 20
+    assert read(rows_of_nothing(pa.nulls(MOST // 20))).num_rows == MOST // 20
     with pytest.raises(errors.Broken, match="values"):
-        read(rows_of_nothing(column(MOST)))
+        read(rows_of_nothing(pa.nulls(MOST)))
 
 
 def test_rows_of_a_bit_each_are_read_however_many() -> None:
@@ -244,7 +237,7 @@ NOTED: dict[str, tuple[pa.DataType, pa.DataType, list[Any]]] = {
     "a word": (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int8(), pa.string()), ["a", "a"]),
     "notes in a list": (pa.list_(pa.field("item", pa.binary(), metadata=NOTE)), pa.list_(pa.binary()), [[b"a"]]),
     "what Arrow knows": (pa.uuid(), pa.binary(16), [b"a" * 16]),
-    "a view": (pa.json_(pa.string_view()), pa.string_view(), ["{}", None]),
+    "JSON": (pa.json_(), pa.string(), ["{}", None]),
 }
 
 

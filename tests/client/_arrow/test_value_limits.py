@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import base64
 import io
 import random
 import sys
@@ -12,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hanse._arrow import value_limits
-from hanse._arrow.value_limits import refuse_oversized
+from hanse._arrow.value_limits import refuse_oversized, refuse_types
 from hanse._transport import http_stream
 from hanse.cli import query
 from hanse.errors import BadInput, Broken
-from hanse.loaders.torch.tensors import list_values, tensors, to_array
+from hanse.loaders.torch.tensors import tensors, to_array
+from hanse.plan import Plan
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, connector, ipc
@@ -40,44 +42,91 @@ def of_no_width(kind: pa.DataType, *children: pa.Array) -> pa.Array:
     return pa.Array.from_buffers(kind, 50_000_000, [None], children=list(children))
 
 
-BOMBS = {
+REFUSED = {
     "views": views(pa.string_view()),
     "views of bytes": views(pa.binary_view()),
-    "a dictionary": pa.DictionaryArray.from_arrays(SAME, TEXT),
     "runs": pa.RunEndEncodedArray.from_arrays(pa.array([COUNT], pa.int32()), TEXT),
     "views of lists": pa.ListViewArray.from_arrays(places(0), places(LONG), pa.array(bytes(LONG), pa.int8())),
-    "a list of a dictionary": pa.ListArray.from_arrays(
-        pa.array([0, COUNT], pa.int32()), pa.DictionaryArray.from_arrays(SAME, TEXT)
-    ),
+    "large views of lists": pa.array([[1]], pa.large_list_view(pa.int8())),
+    "views in a list": pa.ListArray.from_arrays(pa.array([0, COUNT], pa.int32()), views(pa.string_view())),
     "a struct of views": pa.StructArray.from_arrays([views(pa.string_view())], ["a"]),
+    "a map of views": pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string_view())),
     "JSON": pa.ExtensionArray.from_storage(pa.json_(pa.string_view()), views(pa.string_view())),
-    "a union": pa.UnionArray.from_dense(SAME, places(0), [TEXT]),
+    "a dense union": pa.UnionArray.from_dense(SAME, places(0), [TEXT]),
+    "views in a union": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [views(pa.string_view()).slice(0, 1)]),
+    "a dictionary of views": pa.DictionaryArray.from_arrays(SAME, views(pa.string_view())),
+    "a dictionary of lists": pa.DictionaryArray.from_arrays(SAME, pa.array([["x" * LONG]])),
     "lists without a width": of_no_width(pa.list_(pa.int8(), 0), pa.array([], pa.int8())),
     "structs of nothing": of_no_width(pa.struct([])),
+    "bytes without a width": pa.array([b""], pa.binary(0)),
 }
 
 
-@pytest.fixture(params=BOMBS.values(), ids=BOMBS)
-def bomb(request: pytest.FixtureRequest) -> pa.Array:
-    return request.param
+@pytest.mark.parametrize("name", REFUSED)
+def test_types_whose_values_share_bytes_are_refused_before_any_batch(name: str) -> None:
+    """Arrow would validate each text of a view where it is named: of a few megabytes, for hours."""
+    schema = pa.schema([("fine", pa.int64()), ("c", REFUSED[name].type)])
+    with pytest.raises(Broken, match="views, run ends, dense unions or types without a width in c"):
+        _opened([schema.serialize().to_pybytes()])
+    said = base64.b64encode(schema.serialize().to_pybytes()).decode()
+    answer = {"snapshot": "s", "plan": "p", "shown": "m", "blocks": [], "rows": 0, "exact": True, "schema": said}
+    with pytest.raises(Broken, match="in c; leave them out"):
+        Plan.read(answer, columns=(), where="")
 
 
-def test_what_would_take_gigabytes_is_refused(bomb: pa.Array) -> None:
+BOMBS = {
+    "a dictionary": pa.DictionaryArray.from_arrays(SAME, TEXT),
+    "a dictionary of bytes": pa.DictionaryArray.from_arrays(SAME, TEXT.cast(pa.large_binary())),
+    "a list of a dictionary": pa.ListArray.from_arrays(
+        pa.array([0, COUNT], pa.int32()), pa.DictionaryArray.from_arrays(SAME, TEXT)
+    ),
+    "a struct of a dictionary": pa.StructArray.from_arrays([pa.DictionaryArray.from_arrays(SAME, TEXT)], ["a"]),
+    "a union": pa.UnionArray.from_sparse(SAME, [pa.DictionaryArray.from_arrays(SAME, TEXT)]),
+    "small structs": pa.StructArray.from_arrays([pa.array(bytes(30_000_000), pa.int8())], ["a"]),
+    "small lists": pa.ListArray.from_arrays(
+        pa.array([0, 60_000_000], pa.int32()), pa.array(bytes(60_000_000), pa.int8())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_would_take_gigabytes_is_refused(name: str) -> None:
     with pytest.raises(Broken, match="expected a batch whose values take at most"):
-        refuse_oversized([bomb])
-    refuse_oversized([bomb.slice(1, 20)])
+        refuse_oversized([BOMBS[name]])
+    refuse_oversized([BOMBS[name].slice(1, 20)])
 
 
-def test_without_numpy_it_is_refused_as_well(bomb: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(value_limits, "np", None)
-    monkeypatch.setattr(value_limits, "_GROWTH_MAX", 20 * LONG)  # it is slow
-    with pytest.raises(Broken, match="expected a batch whose values take at most"):
-        refuse_oversized([bomb])
-    refuse_oversized([bomb.slice(1, 0)])
+def _decimals(value: int) -> pa.Array:
+    return pa.Array.from_buffers(
+        pa.decimal128(5, 2), 1, [None, pa.py_buffer(value.to_bytes(16, "little", signed=True))]
+    )
+
+
+def _text(data: bytes, *offsets: int) -> pa.Array:
+    buffers = [None, pa.array(offsets, pa.int32()).buffers()[1], pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
+
+
+WRONG = {
+    "not UTF-8": _text(b"ab\xffcd", 0, 2, 5),
+    "a cut letter": _text("ü".encode(), 0, 1, 2),
+    "backwards": _text(b"abcd", 0, 3, 2, 4),
+    "far and back": _text(b"abcd", 0, 1 << 30, 4),
+    "not UTF-8 in a list": pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), _text(b"ab\xffcd", 0, 2, 5)),
+    "a decimal too large by one": _decimals(100_000),
+    "a decimal too small by one": _decimals(-100_000),
+    "the widest decimal": _decimals(2**127 - 1),
+    "a word that is not there": pa.DictionaryArray.from_arrays(pa.array([7], pa.int8()), ["a"], safe=False),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_batch_that_is_not_what_it_says_is_refused(name: str) -> None:
+    with _answer(WRONG[name]) as stream, pytest.raises(Broken, match="not Arrow as expected"):
+        list(stream)
 
 
 HONEST = [
-    pa.array(["a", None, "b" * 1000], pa.string_view()),
     pa.array(["a", "b", None, "a"]).dictionary_encode(),
     pa.array([[1.5] * 1000] * 500),
     pa.array([], pa.string()),
@@ -86,24 +135,20 @@ HONEST = [
     pa.array([[], None, [("a", [1])]], pa.map_(pa.string(), pa.list_(pa.int8()))),
     pa.nulls(1_000_000),
     pa.array([{"a": "x", "b": [{"c": 1, "d": None}]}, None], pa.struct([
-        ("a", pa.string_view()), ("b", pa.list_(pa.struct([("c", pa.int8()), ("d", pa.string())])))
+        ("a", pa.string()), ("b", pa.list_(pa.struct([("c", pa.int8()), ("d", pa.string())])))
     ])),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("column", HONEST, ids=lambda column: f"{len(column)} {column.type}")
-def test_what_is_there_may_be_made(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    for numpy in (value_limits.np, None):
-        monkeypatch.setattr(value_limits, "np", numpy)
-        refuse_oversized([column])
-        refuse_oversized([column.slice(1)])
+def test_what_is_there_may_be_made(column: pa.Array) -> None:
+    refuse_types(pa.schema([("c", column.type)]))
+    refuse_oversized([column])
+    refuse_oversized([column.slice(1)])
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_unions_that_came_and_are_empty_end_no_process(dense: bool) -> None:
-    codes, parts = pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])]
-    made = pa.UnionArray
-    union = (made.from_dense(codes, places(0, 1), parts) if dense else made.from_sparse(codes, parts)).slice(0, 0)
+def test_unions_that_came_and_are_empty_end_no_process() -> None:
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])]).slice(0, 0)
     lists = pa.record_batch({"l": pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), union)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, lists.schema) as written:
@@ -129,41 +174,25 @@ def test_what_is_reckoned_is_about_what_it_takes() -> None:
     words = ["x" * rng.randint(0, 2000) for _ in range(50)]
     kinds: list[tuple[pa.DataType, Callable[[], Any]]] = [
         (pa.string(), lambda: rng.choice(words)),
-        (pa.binary_view(), lambda: rng.choice(words).encode()),
+        (pa.binary(), lambda: rng.choice(words).encode()),
         (pa.int64(), lambda: rng.randrange(10**9, 10**12)),
-        (pa.list_view(pa.float64()), lambda: [rng.random() for _ in range(rng.randint(0, 50))]),
+        (pa.list_(pa.float64()), lambda: [rng.random() for _ in range(rng.randint(0, 50))]),
         (pa.struct([("a", pa.large_list(pa.string()))]), lambda: {"a": rng.sample(words, 3)}),
-        (pa.run_end_encoded(pa.int32(), pa.string()), lambda: rng.choice(words)),
         (pa.dictionary(pa.int8(), pa.string()), lambda: rng.choice(words)),
-        (pa.list_(pa.string_view(), 2), lambda: rng.sample(words, 2)),
+        (pa.list_(pa.string(), 2), lambda: rng.sample(words, 2)),
     ]
     for kind, drawn in kinds:
         values = [drawn() if rng.random() < 0.9 else None for _ in range(1000)]
-        if pa.types.is_run_end_encoded(kind):
-            column = pa.compute.run_end_encode(pa.array(values))
-        else:
-            column = pa.array(values, kind)
+        column = pa.array(values, kind)
         for one in (column, column.slice(100, 700)):
-            reckoned = value_limits._sum(value_limits._sizes(one, 2**40, False), len(one))
+            reckoned = value_limits._size(one, False)
             taken = sum(map(_taken, one.to_pylist())) + 8 * len(one)
             assert 0.5 * taken < reckoned < 2 * taken, kind
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_a_union_that_was_cut_is_reckoned_from_where_it_was_cut(dense: bool) -> None:
-    codes, parts = pa.array([0, 0, 1, 1], pa.int8()), [pa.array([1] * 4), pa.array(["x" * LONG] * 4)]
-    made = pa.UnionArray
-    union = made.from_dense(codes, pa.array(range(4), pa.int32()), parts) if dense else made.from_sparse(codes, parts)
-    whole = value_limits._sizes(union, 2**40, False)
-    assert value_limits._sizes(union.slice(1), 2**40, False).tolist() == whole[1:].tolist()
-
-
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [("csv", "a dictionary"), ("csv", "views of bytes"), ("json", "a dictionary"), ("parquet", "views of lists")],
-)
-def test_files_of_a_question_are_bounded(form: str, name: str) -> None:
-    with _answer(BOMBS[name]) as stream, pytest.raises(Broken, match="take at most"):
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_files_of_a_question_are_bounded(form: str) -> None:
+    with _answer(BOMBS["a dictionary"]) as stream, pytest.raises(Broken, match="take at most"):
         query._WRITERS[form](stream.schema, iter(stream), io.BytesIO())
 
 
@@ -175,28 +204,26 @@ def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFi
     assert f"and {COUNT - told.out.count('x') // LONG:,} rows more" in " ".join(told.err.split())
 
 
-@pytest.mark.parametrize("name", ["views", "a dictionary", "runs", "a struct of views"])
+@pytest.mark.parametrize("name", BOMBS)
 def test_values_that_no_tensor_fits_are_bounded(name: str) -> None:
     with pytest.raises(Broken, match="take at most"):
-        list_values([BOMBS[name]], "bytes")
+        tensors(pa.record_batch([BOMBS[name]], ["a"]))
 
 
 def test_tensors_of_bytes_are_bounded_by_what_a_tensor_takes() -> None:
     column = pa.array([b""] * 5_000_000, pa.binary())
     refuse_oversized([column])
     with pytest.raises(Broken, match="take at most"):
-        list_values([column], "tensors")
-    with pytest.raises(Broken, match="take at most"):
-        list_values([BOMBS["views of bytes"]], "tensors")
+        tensors(pa.record_batch([column], ["a"]), blobs="tensors")
 
 
 def test_columns_without_a_tensor_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = pa.RunEndEncodedArray.from_arrays(pa.array([COUNT], pa.int32()), pa.array(["x" * 1000]))
+    words = pa.DictionaryArray.from_arrays(SAME, ["x" * 1000])
     monkeypatch.setattr(value_limits, "_GROWTH_MAX", 1500 * COUNT)
-    assert len(tensors(pa.record_batch([runs], ["a"]))["a"]) == COUNT
+    assert len(tensors(pa.record_batch([words], ["a"]))["a"]) == COUNT
     for blobs in ("bytes", "tensors"):
         with pytest.raises(Broken, match="take at most"):
-            tensors(pa.record_batch([runs, runs], ["a", "b"]), blobs=blobs)
+            tensors(pa.record_batch([words, words], ["a", "b"]), blobs=blobs)
 
 
 LAST = pa.array([2**63 - 1])
@@ -245,13 +272,8 @@ def test_no_column_is_blamed_for_the_options_of_the_caller(options: dict[str, An
         stream.to_pandas(**options)
 
 
-def test_lists_of_one_length_are_bounded() -> None:
-    with pytest.raises(Broken, match="take at most"):
-        to_array("c", BOMBS["views of lists"], (LONG,))
-
-
 def test_a_frame_is_bounded() -> None:
-    with _answer(BOMBS["views of bytes"]) as stream, pytest.raises(Broken, match="take at most"):
+    with _answer(BOMBS["a list of a dictionary"]) as stream, pytest.raises(Broken, match="take at most"):
         stream.to_pandas()
     with _answer(BOMBS["a dictionary"]) as stream:
         assert len(stream.to_pandas()) == COUNT  # names its values by their places, too
@@ -259,7 +281,7 @@ def test_a_frame_is_bounded() -> None:
 
 def test_a_frame_is_bounded_over_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(value_limits, "_GROWTH_MAX", 15 * LONG)
-    some = views(pa.binary_view()).slice(0, 10)
+    some = pa.StructArray.from_arrays([pa.DictionaryArray.from_arrays(SAME, TEXT)], ["a"]).slice(0, 10)
     with _answer(some) as stream:
         assert len(stream.to_pandas()) == 10
     with _answer(some, some) as stream, pytest.raises(Broken, match="take at most"):
@@ -268,7 +290,6 @@ def test_a_frame_is_bounded_over_all_batches(monkeypatch: pytest.MonkeyPatch) ->
 
 ORDINARY = [
     pa.array(["ab"] * COUNT),
-    pa.array(["ab"] * COUNT, pa.string_view()),
     pa.array([f"{number}" for number in range(COUNT)]).dictionary_encode(),
     pa.array(range(COUNT), pa.int32()).cast(pa.date32()),
     pa.array([["a", "b"]] * COUNT),
@@ -283,16 +304,9 @@ def test_a_frame_may_have_any_number_of_ordinary_values(column: pa.Array, monkey
         assert len(stream.to_pandas()) == 10 * COUNT
 
 
-@pytest.mark.parametrize("column", [pa.nulls(COUNT), pa.array([{}] * COUNT)], ids=lambda column: str(column.type))
-def test_a_frame_is_bounded_in_values_of_no_width(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_is_bounded_in_values_of_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(value_limits, "_GROWTH_MAX", 5 * value_limits._NAME * COUNT)
-    with _answer(*[column] * 10) as stream, pytest.raises(Broken, match="take at most"):
-        stream.to_pandas()
-
-
-def test_a_frame_is_bounded_in_the_words_of_a_dictionary() -> None:
-    words = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), views(pa.binary_view()))
-    with _answer(words) as stream, pytest.raises(Broken, match="take at most"):
+    with _answer(*[pa.nulls(COUNT)] * 10) as stream, pytest.raises(Broken, match="take at most"):
         stream.to_pandas()
 
 
@@ -312,6 +326,9 @@ def _answer(*parts: pa.Array) -> Stream:
     """One column, each part of it in a batch."""
     schema = pa.schema([("c", parts[0].type)])
     batches = [pa.record_batch([part], schema) for part in parts]
-    pieces = ipc(batches, complete(sum(map(len, parts))), schema=schema, codec="zstd")
+    return _opened(ipc(batches, complete(sum(map(len, parts))), schema=schema, codec="zstd"))
+
+
+def _opened(pieces: list[bytes]) -> Stream:
     with connector({("GET", "/"): chunked(pieces)}) as served:
         return Stream(http_stream.open_stream(http_stream.HttpRequest("GET", served.url)))

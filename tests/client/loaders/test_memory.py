@@ -155,22 +155,3 @@ def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> Non
     for held in (0, 10**10):  # of the second that much lies beside it
         run.add(batch, 0, 1, keeps=held)
     assert [one is batch for one, _, _ in run.slices] == [True, True]
-
-
-UNMIXED = [
-    pa.string_view(),
-    pa.run_end_encoded(pa.int32(), pa.int64()),
-    pa.list_(pa.struct([("a", pa.binary_view())])),
-    pa.map_(pa.string(), pa.string_view()),
-]
-
-
-@pytest.mark.parametrize("kind", UNMIXED, ids=str)
-def test_columns_that_no_window_can_mix_are_refused_before_any_row_is_read(kind: pa.DataType) -> None:
-    schema = pa.schema([("n", pa.int64()), ("strange", kind), ("string_view", pa.list_view(pa.string()))])
-    with owned(None, schema=schema, rows=[2]) as dataset:
-        dataset.loader(seed=1)
-        with pytest.raises(BadInput, match=r"permuted with window, got views or run ends in \['strange'\]"):
-            dataset.loader(seed=1, window=2)
-    with owned(None, schema=schema.remove(1), rows=[2]) as dataset:
-        dataset.loader(seed=1, window=2)

@@ -1,9 +1,11 @@
 """PyTorch: an IterableDataset of batches that supports DataLoader workers and distributed ranks, and keeps its place.
 
     dataset = space.agree("north/images", purpose="...").to_torch(batch_size=256, seed=7)
-    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=4)      # torchdata; a plain DataLoader works too
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=0)      # torchdata; a plain DataLoader works too
 
-Give `batch_size` to the dataset and None to the DataLoader: rows are joined as Arrow data.
+Give `batch_size` to the dataset and None to the DataLoader: rows are joined as Arrow data. Leave `num_workers` at 0: a
+thread reads ahead, and no batch is copied between processes. Workers help if `form` is slow, for example if it decodes
+pictures; their batches go to the loop by PyTorch's own transfer.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from hanse.loaders.epoch_order import check_choice, check_number, check_reader
 from hanse.loaders.loader import Loader
 from hanse.loaders.row_slices import Slice, join_batches
 from hanse.loaders.throughput import Throughput
-from hanse.loaders.torch.shm_transfer import SharedPath, TensorColumns
+from hanse.loaders.torch.columns import TensorColumns
 from hanse.loaders.torch.tensors import BLOBS, tensors
 from hanse.loaders.torch.worker import end_with_loop, keep_error_facts, raise_unpicklable
 from hanse.options import BatchOptions
@@ -62,14 +64,12 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         *,
         form: Callable[..., Any],
         ranks: tuple[int, int] | None = None,
-        way: SharedPath | None = None,
     ) -> None:
         """`form` receives the rows of a batch in as many pieces as they were received in. `ranks`: rank and world, if
-        `torch.distributed` does not provide them. `way`: the path by which batches leave workers unconverted, to be
-        converted in the loop."""
+        `torch.distributed` does not provide them."""
         super().__init__()
         self._loader = loader
-        self._form, self._way = form, way
+        self._form = form
         self._ranks_given = ranks is not None
         self._ranks = ranks or _process_group_rank()
         self._own = _SharedState(
@@ -145,11 +145,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def _batches(self, mark: int) -> Iterator[Any]:
         """Return the batches with the current settings, whatever is set before the first one is requested."""
-        if get_worker_info() is None:
-            form, memory = self._apply_to, None
-        else:
-            form, memory = self._ship, None if self._way is None else self._way.memory
-        return self._read(mark, form, self._loader.iter_slices(memory))
+        form = self._apply_to if get_worker_info() is None else self._apply_to_send
+        return self._read(mark, form, self._loader.iter_slices())
 
     def _read(
         self, mark: int, form: Callable[[Sequence[Slice]], Any], found: Generator[Any, None, None]
@@ -159,9 +156,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
                 self._check_epoch(mark)
             yield from map(form, found)
 
-    def _ship(self, slices: Sequence[Slice]) -> Any:
-        if self._way is not None and (rows := self._way.rows(slices)) is not None:
-            return rows
+    def _apply_to_send(self, slices: Sequence[Slice]) -> Any:
         made = self._apply_to(slices)
         return TensorColumns(made) if type(made) is dict else made
 
@@ -291,9 +286,8 @@ def dataset(
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, got {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    way = SharedPath(blobs) if form is None and not shapes else None
     made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_apply_form, form)
-    return Batches(loader, form=made, ranks=ranks, way=way)
+    return Batches(loader, form=made, ranks=ranks)
 
 
 def _iteration_name() -> int:

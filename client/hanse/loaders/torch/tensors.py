@@ -20,13 +20,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hanse._arrow.value_limits import borders, name_failing_column, refuse_oversized
+from hanse._arrow.value_limits import name_failing_column, refuse_oversized
 from hanse.errors import BadInput
 from hanse.loaders.row_slices import join_batches
 
@@ -63,13 +62,6 @@ def _to_tensor(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | No
     return wrap_array(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
 
 
-def list_values(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
-    """Return the values of a column in parts that no tensor fits. Raises: Broken if they would take far more memory
-    than was received."""
-    _check_sizes([parts], blobs)
-    return _list_parts(parts, blobs)
-
-
 def _check_sizes(columns: Sequence[Sequence[pa.Array]], blobs: str) -> None:
     """Raises: Broken if the values of all these columns would take far more memory than was received."""
     parts = [part for column in columns for part in column]
@@ -91,14 +83,8 @@ def _list_parts(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
 
 def _blob_tensors(column: pa.Array) -> Iterator[Any]:
     """Yield a tensor over the memory of each value of a column of bytes, None for null."""
-    if not len(column):
-        return
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        column = column.cast(pa.large_binary())
-    every = np.frombuffer(column.buffers()[2] or b"", np.uint8)
-    there = _valid_mask(column).tolist() if column.null_count else [True] * len(column)
-    for (start, stop), is_there in zip(pairwise(borders(column).tolist()), there, strict=True):
-        yield wrap_array(every[start:stop]) if is_there else None
+    for value in column:
+        yield wrap_array(np.frombuffer(value.as_buffer(), np.uint8)) if value.is_valid else None
 
 
 def wrap_array(array: Any) -> Any:
@@ -111,7 +97,7 @@ def wrap_array(array: Any) -> Any:
 
 def to_array(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
     """Return a column as an array of numbers for a tensor; None if no tensor fits."""
-    if given is None and is_number(column.type):
+    if given is None and _is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
     if given is not None:
@@ -119,13 +105,13 @@ def to_array(name: str, column: pa.Array, given: tuple[int, ...] | None = None) 
     if isinstance(column, pa.FixedShapeTensorArray):
         shape = (len(column), *column.type.shape)
         column = column.storage
-    if pa.types.is_fixed_size_list(column.type) and is_number(column.type.value_type) and not column.null_count:
+    if pa.types.is_fixed_size_list(column.type) and _is_number(column.type.value_type) and not column.null_count:
         shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         _refuse_nulls(name, column)
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
-    if is_number(column.type) or pa.types.is_boolean(column.type):  # after the conversions above
+    if _is_number(column.type) or pa.types.is_boolean(column.type):  # after the conversions above
         return _numbers(name, column)
     return None
 
@@ -135,10 +121,9 @@ def _flatten_lists(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Ar
     import pyarrow.compute as pc
 
     kind = column.type
-    listed = any(is_one(kind) for is_one in _LISTS)
-    if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not (_is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
         raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, got {kind}")
-    refuse_oversized([column], arrays=True)  # list views may share values
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if any(length != size for length in lengths):  # a null list has no length
@@ -188,28 +173,16 @@ def _silence_warning() -> None:
         torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 
 
-def is_number(kind: pa.DataType) -> bool:
+def _is_number(kind: pa.DataType) -> bool:
     """Return whether values of this type are whole numbers or floats."""
     return kind.id in _NUMBERS
-
-
-def array_type(kind: pa.DataType) -> Any:
-    """Return the array type of a number type. Raises: KeyError for other types."""
-    return _NUMBERS[kind.id]
 
 
 def _is_blob(kind: pa.DataType) -> bool:
     return any(is_one(kind) for is_one in _BLOBS)
 
 
-_BLOBS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-_LISTS = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
+_BLOBS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
 _NUMBERS = {  # looked up for each column of each batch
     kind.id: np.dtype(f"{letter}{kind.bit_width // 8}")
     for letter, kinds in (
