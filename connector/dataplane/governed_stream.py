@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import read_log
-from connector.dataplane.cache.cached_stream import CachedReader, ScatteredResult, StreamPart, StreamSource
+from connector.dataplane.cache.cached_stream import CachedReader, StreamPart, StreamSource
 from connector.dataplane.cache.mixed_stream import MixedStream
-from connector.dataplane.http.file_spans import InFiles
+from connector.dataplane.http.file_spans import Span
 from connector.dataplane.read_request import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, ReadRequest, StreamEnd
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.error_codes import error_of
@@ -77,10 +77,10 @@ class GovernedStream:
         """Yield the same as `parts`, for a transport that sends memory only."""
         async with aclosing(self.parts()) as parts:
             async for part in parts:
-                assert not isinstance(part, InFiles)  # only a read opened with `spans` has them
+                assert not isinstance(part, Span)  # only a read opened with `spans` has them
                 yield part
 
-    async def parts(self) -> AsyncGenerator[memoryview | bytes | InFiles, None]:
+    async def parts(self) -> AsyncGenerator[memoryview | bytes | Span, None]:
         """Yield batches as they pass the gate, then the end record. Holds at most one batch at a time."""
         end: StreamEnd | None = None
         try:
@@ -100,21 +100,17 @@ class GovernedStream:
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
 
-    def following(self) -> InFiles | None:
+    def following(self) -> Span | None:
         """Return the batch after the last one of `parts`, if it is in files and passes the gate as things stand.
 
         For a transport that sends spans in a thread, and called there while `parts` waits: a batch then needs no turn
         of the event loop. None where `parts` must decide: at the end, on a refusal, or to refill a quota.
         """
         try:
-            part = (
-                self._result.at_once()
-                if isinstance(self._result, CachedReader | ScatteredResult | MixedStream)
-                else None
-            )
+            part = self._result.at_once() if isinstance(self._result, CachedReader | MixedStream) else None
             if part is None:
                 return None
-            if not isinstance(part.payload, InFiles) or self._find_stopping_grant(part) is not None:
+            if not isinstance(part.payload, Span) or self._find_stopping_grant(part) is not None:
                 self._first = part
                 return None
         except Exception as error:  # noqa: BLE001  as in `parts`

@@ -76,14 +76,6 @@ def find_unchanged_relation(asked: ReadRequest, prepared: PreparedQuery) -> str:
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
-def find_passed_through_columns(asked: ReadRequest, prepared: PreparedQuery) -> tuple[str, ...]:
-    """Return the BLOB columns of a scan whose stored values leave and decide nothing."""
-    if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
-        return ()
-    blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
-    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.passed_through)
-
-
 def version_to_relation(version: DatasetVersion) -> Relation:
     """Return the pinned files of a version as the engine takes them.
 
@@ -137,7 +129,6 @@ def build_job(
         sql=prepared.sql,
         params=prepared.params,
         scan=scan,
-        given_on=() if scan else find_passed_through_columns(asked, prepared),
         even=any(dataset.contract.row_filter is not None for dataset in prepared.datasets),
         only=asked.split.only if asked.split else None,
         recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),

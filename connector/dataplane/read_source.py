@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from connector.dataplane.cache.cached_stream import CacheEntry, ScatteredResult, StreamSource
+from connector.dataplane.cache.cached_stream import CacheEntry, StreamSource
 from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.governed_stream import watch_grants
@@ -42,8 +42,8 @@ class ReadSource:
         """Yield the bytes of an admitted read, after it has `begun`; `spans`: as parts of files, where possible."""
         files = self.prepared
         if files is None:
-            async with self._open_worker(grants, job, spans, begun) as source:
-                yield source
+            async with self._run(job, grants, begun) as result:
+                yield result
         elif asked.split is not None and (form := files.make_block_prefix(asked, grants)):
             async with self._open_blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
                 yield mixed
@@ -54,7 +54,7 @@ class ReadSource:
                 await asyncio.shield(begun)
                 yield passed
         else:
-            async with self._open_first_pass(files, key, grants, job, spans, begun) as source:
+            async with self._open_first_pass(files, key, grants, job, begun) as source:
                 yield source
 
     def _run(
@@ -63,22 +63,12 @@ class ReadSource:
         return self._pool.run(job, watch=partial(watch_grants, grants), after=begun)
 
     @asynccontextmanager
-    async def _open_worker(
-        self, grants: Sequence[ReadGrant], job: Job, spans: bool, begun: asyncio.Task[Any]
-    ) -> AsyncIterator[ScatteredResult | Result]:
-        if spans:  # a sender thread holds one batch more
-            job = replace(job, spans=True, slots=job.slots + 1)
-        async with self._run(job, grants, begun) as result:
-            yield ScatteredResult(result) if spans else result
-
-    @asynccontextmanager
     async def _open_first_pass(
         self,
         files: PreparedStreams,
         key: str,
         grants: Sequence[ReadGrant],
         job: Job,
-        spans: bool,
         begun: asyncio.Task[Any],
     ) -> AsyncIterator[StreamSource]:
         """Read with a worker, and keep a copy or an index of the owner's files for later passes."""
@@ -88,8 +78,8 @@ class ReadSource:
             async with self._run(job, grants, begun) as result, files.keep(key, grants[0], result) as kept:
                 yield kept
             return
-        async with self._open_worker(grants, job, spans, begun) as source:
-            yield source
+        async with self._run(job, grants, begun) as result:
+            yield result
         if indexed:
             self._later(files.index(key, grants[0], job, self._pool.ask))
 

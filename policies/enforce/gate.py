@@ -78,10 +78,9 @@ class PreparedQuery:
     `min_group`: an empty answer is refused with `min_group_size`, so that a missing cell and a small cell look the
     same. `read`: the columns of each dataset that the statement itself names or takes by `*`, without those that only
     the policy reads. `units`: units are counted, so groups are also left out where unit counts would identify few.
-    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only. `passed_through`:
-    folded names of columns that a stream passes on as stored. `row_multiplicity`: how often a dataset with counted rows
-    occurs where several of its rows may form one row of the answer; the caller counts all its rows that often. Datasets
-    not listed are counted as rows leave.
+    `private`: a statement that a worker answers first, with noise; `sql` then reads that answer only.
+    `row_multiplicity`: how often a dataset with counted rows occurs where several of its rows may form one row of the
+    answer; the caller counts all its rows that often. Datasets not listed are counted as rows leave.
     """
 
     sql: str
@@ -96,7 +95,6 @@ class PreparedQuery:
     private: PrivateQuery | None = None
     row_multiplicity: Mapping[tuple[str, str], int] = field(default_factory=dict)
     units: bool = False
-    passed_through: frozenset[str] = frozenset()
 
 
 def prepare(
@@ -414,15 +412,7 @@ def _build_prepared(
         read=_columns_read(bound),
         row_multiplicity=multiplicity,
         units=coarse is not None and grid.counts_units(tree),
-        passed_through=_passed_through(tree),
     )
-
-
-def _passed_through(tree: exp.Expr) -> frozenset[str]:
-    """The folded names of columns that a stream passes on as stored and uses nowhere else; empty for other queries."""
-    if (looked_at := _examined_columns(tree)) is None:
-        return frozenset()
-    return frozenset(fold(node.name) for node in tree.find_all(exp.Column)) - looked_at
 
 
 def _examined_columns(tree: exp.Expr) -> set[str] | None:

@@ -72,7 +72,7 @@ async def check(over: Space, seed: int, kind: str) -> list[str]:
         await provider.settled(over.running)
         raise Different(f"{type(error).__name__}: {error}\n{case.told}\n{case.ended}") from error
     secure = ["over TLS"] if over.door is over.secure else []
-    return [outcome, *secure, *sorted({*case.words(), *over.ways.words(world)})]
+    return [outcome, *secure, *sorted({*case.words(), *over.ways.words()})]
 
 
 def kind_of(seed: int) -> str:

@@ -21,7 +21,7 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.http import routes
-from connector.dataplane.http.file_spans import InFiles
+from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.vectored_body import Protocol
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.pool import Pool
@@ -238,7 +238,7 @@ def columns_of(profile: Sequence[dict[str, Any]]) -> list[str]:
 
 def bytes_of(part: Any) -> bytes:
     """What a transport makes of a part of a stream: memory as it is, and what lies in files as it reads it."""
-    if not isinstance(part, InFiles):
+    if not isinstance(part, Span):
         return bytes(part)
     memory = memoryview(bytearray(part.nbytes))
     part.read_into(memory)

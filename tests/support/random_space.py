@@ -25,19 +25,16 @@ import pyarrow.parquet as pq
 import yaml
 
 from connector.dataplane import read_source
-from connector.dataplane.cache import cached_stream, stream_cache
+from connector.dataplane.cache import stream_cache
 from connector.dataplane.cache.mixed_stream import MixedStream
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.flight import flight_queries
 from connector.dataplane.flight.listener import FlightServer
-from connector.dataplane.http.file_spans import ScatteredMessage
 from connector.datasets import block_layout
 from connector.datasets.external import Outside
 from connector.datasets.sources import postgres as sources_postgres
 from connector.datasets.sources import read_options, s3, source
 from connector.engine.pool.protocol import Job, Relation
-from connector.engine.worker.read.file_values import Stored
-from connector.engine.worker.read.late_columns import Placed
 from connector.errors import HanseError
 from connector.events import AgreementRevoked
 from connector.store import Transaction
@@ -149,7 +146,6 @@ class Ways:
     """Which ways through the product reads have taken."""
 
     jobs: list[Job] = field(default_factory=list)
-    scattered: int = 0
     served: int = 0
     mixed: set[str] = field(default_factory=set)
 
@@ -166,10 +162,6 @@ class Ways:
             self.served += 1
             return serve(*given, **more)
 
-        def scattered(*given: Any) -> ScatteredMessage:
-            self.scattered += 1
-            return ScatteredMessage(*given)
-
         def mixed(ranges: Any, known: Any, result: Any, *given: Any, **more: Any) -> MixedStream:
             if known:
                 self.mixed.add("prepared blocks and others" if result else "prepared blocks")
@@ -178,24 +170,17 @@ class Ways:
         with (
             mock.patch.object(running.pool, "run", asked),
             mock.patch.object(streams, "serve", served),
-            mock.patch.object(cached_stream, "ScatteredMessage", scattered),
             mock.patch.object(read_source, "MixedStream", mixed),
         ):
             yield
 
-    def words(self, world: World) -> Iterator[str]:
+    def words(self) -> Iterator[str]:
         """What the reads of the last seed were."""
         for job in self.jobs:
             yield "rows as they are" if job.scan else "rows by the engine"
-            whole = job.given_on and job.batch_rows is None and job.codec == "none" and world.files.kind == "parquet"
-            if whole and (names := Placed(world.files.paths, job.given_on, Stored()).names):
-                yield f"places, {'by blocks' if job.only else 'whole'}"
-                yield from ["places of several columns"] if len(names) > 1 else []
-        if self.scattered:
-            yield "values left in files, " + ("rows as they are" if self.jobs[0].scan else "after the engine")
         yield from ["prepared"] if self.served else []
         yield from self.mixed
-        self.jobs, self.scattered, self.served, self.mixed = [], 0, 0, set()
+        self.jobs, self.served, self.mixed = [], 0, set()
 
 
 @dataclass(frozen=True, slots=True)

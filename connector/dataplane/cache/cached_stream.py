@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Protocol, Self
 
-from connector.dataplane.http.file_spans import ScatteredMessage, Span, check_all
+from connector.dataplane.http.file_spans import Span, check_all
 from connector.datasets.file_access import run_at_files
 from connector.datasets.sources.source_files import FileRef, open_pinned
-from connector.engine.pool import protocol as wire
-from connector.engine.pool.worker_process import Frame, Result
+from connector.engine.pool.worker_process import Frame
 from connector.infra.formats.digests import RunningDigest
 
 
@@ -27,7 +26,7 @@ class StreamPart:
 
     rows: int
     nbytes: int
-    payload: memoryview | Span | ScatteredMessage
+    payload: memoryview | Span
     digest: bytes | RunningDigest
 
 
@@ -156,66 +155,6 @@ class CachedReader:
         memory = self._pieces.take()
         span.read_into(memory)
         return memory[: span.nbytes].toreadonly()
-
-
-class ScatteredResult:
-    """Result of a job with `spans`: some of its messages have pieces in the owner's files.
-
-    A worker's last look at a file is before we send from it, so the files are checked again after everything was sent.
-    """
-
-    def __init__(self, result: Result) -> None:
-        self.schema, self.trailer, self.digest = result.schema, result.trailer, result.digest
-        self._result = result
-        self._refs = [FileRef.from_json(dict(file)) for file in next(iter(result.job.relations.values())).files]
-        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # files of the last message
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Frame | StreamPart:
-        found = await self._result.next()
-        if found[0] == wire.SCATTERED and not self._has_open_files():
-            await run_at_files(self._refs, self._open_files)
-        if found[0] not in (wire.BATCH, wire.SCATTERED):
-            await run_at_files(self._refs, self._check)
-            raise StopAsyncIteration
-        return self._make_part(*found)
-
-    def at_once(self) -> Frame | StreamPart | None:
-        """Return the next part if it has fully arrived, else None. See `CachedReader.at_once`."""
-        found = self._result.at_once()
-        if found is None:
-            return None
-        part = self._make_part(*found)
-        if found[0] == wire.SCATTERED:
-            self._check()
-        return part
-
-    def _make_part(self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes) -> Frame | StreamPart:
-        if kind != wire.SCATTERED:
-            return Frame.of(rows, payload, digest)
-        pieces = self._result.pieces
-        size = sum(size for _, _, size in pieces)
-        return StreamPart(rows, size, ScatteredMessage(memoryview(payload), self._open_files(), pieces, size), digest)
-
-    def _has_open_files(self) -> bool:
-        return all(number < 0 or number in self._open for number, _, _ in self._result.pieces)
-
-    def _open_files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
-        """Return the open files of the current message. Call in a thread unless they are open already."""
-        if not self._has_open_files():
-            self._check()  # everything from the previous files was sent
-            numbers = {number for number, _, _ in self._result.pieces if number >= 0}
-            self._open = {
-                number: self._open.get(number) or (open_owner_file(self._refs[number]), self._refs[number])
-                for number in numbers
-            }
-        return self._open
-
-    def _check(self) -> None:
-        """Raises: VersionChanged where a file of the last message is no longer the registered one."""
-        check_all(self._open.values())
 
 
 class _BufferPool:

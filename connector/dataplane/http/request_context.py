@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.http.file_sender import OutgoingParts
-from connector.dataplane.http.file_spans import InFiles, Span
+from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.vectored_body import (
     ABORT,
     BEFORE,
@@ -135,7 +135,7 @@ class Exchange:
         await self.send(message | ({BUFFERS: [body], MOVED: moved} if self._gathers else {"body": body}))
 
     async def file(
-        self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
+        self, span: Span, following: Callable[[], Span | None], moved: Callable[[], object] = lambda: None
     ) -> None:
         """Send a span of files as one chunk, and what follows it, which the sending thread takes from `following`.
 
@@ -147,9 +147,8 @@ class Exchange:
             return None if after is None else after.parts()
 
         message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
-        if isinstance(span, Span):  # all that follows is a span too
-            message[SEEN] = span.seen
-        await self.send(message | {DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved})
+        message |= {SEEN: span.seen, DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved}
+        await self.send(message)
 
     async def end(self, trailers: Mapping[str, str]) -> None:
         """End a long answer, with trailers where the server can send them."""

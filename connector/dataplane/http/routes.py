@@ -29,7 +29,7 @@ from connector.dataplane.block_plan import RowSelection
 from connector.dataplane.data_address import PATH, Addresses
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http import export_formats
-from connector.dataplane.http.file_spans import InFiles
+from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.request_context import Endpoint, Exchange
 from connector.dataplane.http.schemas import PlanForm, envelope_to_request, parse_envelope, parse_form, parse_names
 from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
@@ -248,9 +248,9 @@ class _DataRoutes:
                     await self._send_part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _send_part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
+    async def _send_part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | Span) -> None:
         async def sending(moved: OnProgress) -> None:
-            if isinstance(part, InFiles):
+            if isinstance(part, Span):
                 await exchange.file(part, stream.following, moved)
             else:
                 await exchange.part(part, moved)

@@ -24,7 +24,7 @@ from connector.dataplane.admission import Reads
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.governed_stream import GovernedStream
 from connector.dataplane.http.file_sender import file_cut_error
-from connector.dataplane.http.file_spans import InFiles, Place, Span
+from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.request_context import as_error
 from connector.dataplane.http.send_threads import run_in_send_thread
 from connector.dataplane.read_request import ReadRequest
@@ -191,35 +191,29 @@ class _PushBody:
                         del piece
                 yield memoryview(b"")  # the HTTP client keeps its last piece: replace it
 
-    async def _cut_part(self, part: memoryview | bytes | InFiles) -> AsyncGenerator[memoryview, None]:
-        if not isinstance(part, InFiles):
+    async def _cut_part(self, part: memoryview | bytes | Span) -> AsyncGenerator[memoryview, None]:
+        if not isinstance(part, Span):
             for piece in _cut_memory(part):
                 yield piece
                 del piece
             return
         await self._in_thread(part, part.check)
-        for place in part.parts():
-            if isinstance(place, memoryview):
-                for piece in _cut_memory(place):
-                    yield piece
-                continue
-            number, at, left = place
-            while left:
-                piece = await self._in_thread(part, partial(self._read, part, (number, at, left)))
-                yield piece
-                at, left = at + len(piece), left - len(piece)
+        sent = 0
+        while sent < part.nbytes:
+            piece = await self._in_thread(part, partial(self._read, part, sent))
+            yield piece
+            sent += len(piece)
 
-    def _read(self, part: InFiles, place: Place) -> memoryview:
-        """Return the next bytes of a file. Call in a thread: they may be on disk only."""
-        number, at, left = place
+    def _read(self, part: Span, sent: int) -> memoryview:
+        """Return the bytes of a file that follow the first `sent`. Call in a thread: they may be on disk only."""
         self._room = self._room or memoryview(bytearray(_PIECE))
-        if not (got := os.preadv(number, [self._room[:left]], at)):
+        if not (got := os.preadv(part.file.fileno(), [self._room[: part.nbytes - sent]], part.at + sent)):
             raise file_cut_error()
-        if isinstance(part, Span) and part.seen is not None:
+        if part.seen is not None:
             part.seen(self._room[:got])
         return self._room[:got]
 
-    async def _in_thread(self, part: InFiles, work: Callable[[], _T]) -> _T:
+    async def _in_thread(self, part: Span, work: Callable[[], _T]) -> _T:
         try:
             return await run_in_send_thread(work, stop=_ignore_stop, device=part.device)
         except (EOFError, VersionChanged):

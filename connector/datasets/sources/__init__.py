@@ -72,25 +72,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows `first` to `stop` of file number `file`. `position` names an added column with the number of each row.
-
-    `placed`: columns whose values are replaced by the place of the row: file number and row number in one integer (see
-    `place_of`).
-    """
+    """Rows `first` to `stop` of file number `file`. `position` names an added column with the number of each row."""
 
     file: int
     first: int
     stop: int
     position: str = ""
-    placed: tuple[str, ...] = ()
-
-
-FILE_BIT = 40  # rows of a file are fewer
-
-
-def place_of(value: int) -> tuple[int, int]:
-    """Split a place into its file number and its row number in that file."""
-    return value >> FILE_BIT, value & (1 << FILE_BIT) - 1
 
 
 class DivisibleSource(Protocol):

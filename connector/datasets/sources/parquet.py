@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import FILE_BIT, Option, RowRange
+from connector.datasets.sources import Option, RowRange
 from connector.datasets.sources.source_files import (
     FileRef,
     file_ref,
@@ -22,9 +22,7 @@ from connector.errors import SourceUnreadable
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = ()
 CONVERTED = False
-NUMBER = "file_row_number"  # the engine's names for columns of its own: of the row in its file,
-_FILE = "file_index"  # and of the file among all
-PLACES = (NUMBER, _FILE)
+NUMBER = "file_row_number"  # the engine's name for a column of its own: the number of the row in its file
 _ALONE = "hive_partitioning = false"
 _GEOMETRY = re.compile(r"\bGEOMETRY(?=[\[(),]|$)")  # the type, in another too; behind a field's name is a blank
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field's name that may be anything
@@ -74,20 +72,8 @@ def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str,
     view_of_rows(con, name, paths, _ALONE, rows)
 
 
-def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
-    """Replace the view of this name by all rows, with the place of the row as the value of these columns."""
-    shown = "*" + _places(placed, file=f"{_FILE}::BIGINT" if len(paths) > 1 else "0::BIGINT")
-    con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {_table(paths)}")  # noqa: S608  ours
-
-
 def _table(paths: Sequence[str]) -> str:
     return f"read_parquet({quote_list(paths)}, {_ALONE})"
-
-
-def _places(placed: Sequence[str], *, file: str) -> str:
-    """Return the SQL that replaces these columns by places, as `sources.place_of` reads them."""
-    place = f"({file} << {FILE_BIT}) + {NUMBER}"
-    return f" REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})" if placed else ""
 
 
 def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: RowRange) -> None:
@@ -97,7 +83,6 @@ def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: RowR
     The file is selected by its path: the engine numbers only the files that are left after a condition on folders. The
     path is in a column with the name of the view, because a file may have a column `filename`.
     """
-    places = _places(rows.placed, file=f"{rows.file:d}::BIGINT")
     number = f", {NUMBER} AS {quote_name(rows.position)}" if rows.position else ""
     where = f"{NUMBER} >= {rows.first:d} AND {NUMBER} < {rows.stop:d}"
     shown = "*"
@@ -105,7 +90,7 @@ def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: RowR
         shown, how = f"* EXCLUDE ({quote_name(name)})", f"{how}, filename = {quote_text(name)}"
         where += f" AND {quote_name(name)} = {quote_text(paths[rows.file])}"
     con.execute(
-        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{places}{number} "  # noqa: S608  ours
+        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{number} "  # noqa: S608  ours
         f"FROM read_parquet({quote_list(paths)}, {how}) WHERE {where}"
     )
 

@@ -7,8 +7,7 @@ Frames come back, each a fixed header and a payload. A query sends `schema` and 
 number of `batch`, and `end` or `error`. `answers` comes first where the job has unread answers: JSON that says what
 they hold. Other jobs send any number of `progress` (JSON: a stage, and how many files are done in it) and one `value`.
 
-A batch whose header names a slot has its payload in shared memory (`shared_memory`). A `scattered` batch has some
-pieces there and the others in the files of the job's first relation; its frame lists them (PIECE each).
+A batch whose header names a slot has its payload in shared memory (`shared_memory`).
 
 After the job, the connector sends single bytes: GO for a held job, then the number of each slot that is free again, or
 ANYWAY.
@@ -30,12 +29,9 @@ ERROR: Final = 5
 VALUE: Final = 6
 PROGRESS: Final = 7
 ANSWERS: Final = 8
-SCATTERED: Final = 9
 
 # Kind, digest length, slot, rows, payload length, the block of a batch (negative: none), digest so far.
 HEADER: Final = struct.Struct("<BBBxIQi32s")
-PIECE: Final = struct.Struct("<iQQ")  # of a message: the file's number, or IN_SLOT; offset; bytes
-IN_SLOT: Final = -1
 GO: Final = 255
 ANYWAY: Final = 0  # send one batch over the socket: the reader wants more and has every slot
 # What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
@@ -140,12 +136,10 @@ class Job:
     `scan` names a relation whose columns `sql` returns unchanged, some or all: then a faster way than the engine may be
     used. `even`: rows are hidden, so batch borders depend only on the rows that are sent. `passed`: the only relation
     is a stream (`once`) whose rows are the answer, under these names; no engine is opened where its types are plain.
-    Batches have about `batch_bytes` and at most `batch_rows`. `given_on`: columns of the only relation that `sql`
-    passes on unchanged and does not read: their values may be added after it. `spans`: bytes that lie in files may be
-    sent from there by the reader of the frames. `shared` jobs are plain scans that may run in parallel in one process;
-    SQL written by a person never is. `ordered`: rows come in the order in which they are stored. `consumer` is the
-    party that the work is for: free workers go round-robin between consumers. `once`: its files are valid Arrow streams
-    that no other job reads. `held`: a query is prepared, and reads no row before GO.
+    Batches have about `batch_bytes` and at most `batch_rows`. `shared` jobs are plain scans that may run in parallel in
+    one process; SQL written by a person never is. `ordered`: rows come in the order in which they are stored.
+    `consumer` is the party that the work is for: free workers go round-robin between consumers. `once`: its files are
+    valid Arrow streams that no other job reads. `held`: a query is prepared, and reads no row before GO.
     """
 
     kind: str = "query"
@@ -154,8 +148,6 @@ class Job:
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
     scan: str = ""
-    given_on: Sequence[str] = ()
-    spans: bool = False
     even: bool = False
     passed: Sequence[str] = ()
     only: Ranges | None = None

@@ -186,7 +186,6 @@ class Result:
         self.trailer = b""
         self.digest = b""
         self.totals: dict[str, int] = {}
-        self.pieces: list[tuple[int, int, int]] = []  # of the message that came last, where it is scattered
         self.block = -1  # of the message that came last
         self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
         self.ended = False
@@ -198,7 +197,6 @@ class Result:
         self._channel = channel
         self._come = bytearray()  # bytes received but not read
         self._loop = asyncio.get_running_loop()
-        self._open = threading.Lock()
         self.ring: Ring | None = None
         if job.kind == "query":
             self.ring = worker.lend_ring(job.slots, slot_bytes(job.batch_bytes))
@@ -262,33 +260,6 @@ class Result:
         """
         return 0.0 if (given := self._given) is None else time.monotonic() - given
 
-    def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
-        """Return the next batch if all of it has come. For a thread, while no task waits in `next`."""
-        with self._open:  # an abandoned thread must not find another job's ring
-            if (
-                self.ended
-                or self.ring is None
-                or self.ring.in_use == self.ring.slots
-                or not self._has(wire.HEADER.size)
-            ):
-                return None
-            kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack_from(self._come)
-            whole = wire.HEADER.size + (length if kind == wire.SCATTERED else 0)
-            if kind not in (wire.BATCH, wire.SCATTERED) or not slot or whole > _TOGETHER or not self._has(whole):
-                return None
-            pieces = self._come[wire.HEADER.size : whole]
-            del self._come[:whole]
-            payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, pieces)
-            self._given = time.monotonic()
-            return self._accept_frame(kind, rows, payload, digest[:digest_length])
-
-    def _has(self, size: int) -> bool:
-        """Whether so many bytes have come."""
-        if len(self._come) < size:
-            with suppress(OSError):
-                self._come += self._channel.recv(_TOGETHER)
-        return len(self._come) >= size
-
     def interrupt(self) -> None:
         """Tell the worker to stop; a waiting reader soon gets the error `cancelled`."""
         with suppress(OSError):
@@ -319,11 +290,10 @@ class Result:
                 self._worker.give_up(self)
 
     def close(self) -> None:
-        with self._open:
-            self.ended = True
-            self._channel.close()
-            if self.ring is not None:
-                self._worker.take_ring(self.ring)
+        self.ended = True
+        self._channel.close()
+        if self.ring is not None:
+            self._worker.take_ring(self.ring)
 
     def _tell(self, said: int) -> None:
         with suppress(OSError):  # the job is over
@@ -340,10 +310,7 @@ class Result:
         kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack(header)
         if length > wire.PAYLOAD_MAX:
             raise self._nonsense()
-        if kind == wire.SCATTERED:
-            payload: bytearray | memoryview = self._scattered(slot - 1, await self._receive(length))
-        else:
-            payload = self._shared(slot - 1, length) if slot else await self._receive(length)
+        payload = self._shared(slot - 1, length) if slot else await self._receive(length)
         return kind, rows, payload, digest[:digest_length]
 
     def _shared(self, slot: int, length: int) -> memoryview:
@@ -353,18 +320,6 @@ class Result:
             return self.ring.take(slot, length)
         except ValueError:
             raise self._nonsense() from None
-
-    def _scattered(self, slot: int, pieces: bytearray) -> memoryview:
-        """Return the slot with the pieces of a message that are not in files; `pieces` lists all of them."""
-        if not self.job.spans or len(pieces) % wire.PIECE.size:
-            raise self._nonsense()
-        self.pieces = list(wire.PIECE.iter_unpack(pieces))
-        sizes = [file["size"] for file in next(iter(self.job.relations.values())).files]
-        ends = [(number, at + size) for number, at, size in self.pieces]
-        there = all(number < len(sizes) and end <= sizes[number] for number, end in ends if number >= 0)
-        if not there or sum(size for _, _, size in self.pieces) > wire.PAYLOAD_MAX:
-            raise self._nonsense()
-        return self._shared(slot, max((end for number, end in ends if number < 0), default=0))
 
     def _nonsense(self) -> HanseError:
         """Kill a worker that breaks the protocol, and return the error."""
@@ -430,7 +385,7 @@ class Result:
     def _accept_frame(
         self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
     ) -> tuple[int, int, bytearray | memoryview, bytes]:
-        if kind in (wire.SCHEMA, wire.BATCH, wire.SCATTERED, wire.END):
+        if kind in (wire.SCHEMA, wire.BATCH, wire.END):
             self.digest = digest
         if kind == wire.END:
             self.ended, self.totals = True, json.loads(bytes(payload))

@@ -30,7 +30,6 @@ from connector.engine.pool.protocol import Job
 from connector.engine.worker import tasks
 from connector.engine.worker.memory_limits import MemoryLimits, limit_cpu
 from connector.engine.worker.read import duckdb_engine
-from connector.engine.worker.read.file_values import Stored
 from connector.engine.worker.read.job_files import Opening, key_of, limits_of, mixes, readers
 from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.engine.worker.read.scan_scheduler import Floor
@@ -77,7 +76,6 @@ class Session:
         self.told = ("", 0.0)  # the last stage, and when
         self.unsent: list[Any] = []  # frames that go with the next
         self.torn = False  # a part of a frame is out: what followed it would be taken for the rest
-        self.stored = Stored()  # what is sent from the files themselves
 
     def cancel(self) -> None:
         """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""

@@ -27,8 +27,6 @@ from connector.engine.pool.protocol import Job
 from connector.engine.worker.inspect import arrow_files, parquet_footers, untrusted_arrow
 from connector.engine.worker.inspect import profile as dataset_profile
 from connector.engine.worker.read import batching, duckdb_engine, parquet_scan, row_ranges, wide_tables
-from connector.engine.worker.read.file_values import Stored
-from connector.engine.worker.read.late_columns import Placed
 from connector.engine.worker.read.scan_scheduler import Resting
 from connector.engine.worker.write.arrow_stream import ArrowStreamWriter, Format, Frames
 from connector.infra import jemalloc
@@ -190,22 +188,13 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.R
     if only is not None:
         session.wait_for_go(job)
         cons, paths = session.opening.cons, session.files[0].paths
-        return row_ranges.read(
-            cons, job, only, paths, stored=_stored(session, job), placed=_placed(session, job),
-            folder=session.opening.aside,
-        )  # fmt: skip
-    placed = _placed(session, job)
-    if placed is not None:
-        session.opening.place(placed.names)
+        return row_ranges.read(cons, job, only, paths, folder=session.opening.aside)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = duckdb_engine.query(con, job.sql, job.params)
     rows = duckdb_engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     session.wait_for_go(job)
-    if placed is not None:
-        schema, batches = placed.batches(relation, rows=rows, target=job.batch_bytes, even=job.even)
-    else:
-        schema, batches = _batches(session, job, relation, rows)
+    schema, batches = _batches(session, job, relation, rows)
     if job.noise:
         schema, batches = _noisy(session, schema, batches, job.noise)
     return schema, map(row_ranges.RangeBatch, batches)
@@ -269,10 +258,7 @@ def _open_resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
         paths = opening.files[0].paths
-        return row_ranges.read(
-            opening.cons, smaller, only, paths, left, stored=_stored(session, job), placed=_placed(session, job),
-            folder=opening.aside, crowded=worker.crowded,
-        )  # fmt: skip
+        return row_ranges.read(opening.cons, smaller, only, paths, left, folder=opening.aside, crowded=worker.crowded)
 
     return Resting(
         worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check, consumer=job.consumer
@@ -301,26 +287,11 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
         schema = duckdb_engine.schema_of(relation)
         paths = session.files[list(job.relations).index(job.scan)].paths
         if parquet_scan.faster(schema, paths, job.relations[job.scan].kind, crowded=session.worker.crowded):
-            threads, stored = job.limits.threads > 1, _stored(session, job)
-            return schema, parquet_scan.batches(
-                paths, schema, rows=rows, target=job.batch_bytes, threads=threads, stored=stored
-            )
+            threads = job.limits.threads > 1
+            return schema, parquet_scan.batches(paths, schema, rows=rows, target=job.batch_bytes, threads=threads)
     assert session.opening is not None
     aside, exact = wide_tables.aside(job, session.opening.aside, relation.columns), job.batch_rows is not None
     return duckdb_engine.batches(relation, rows=rows, target=job.batch_bytes, exact=exact, even=job.even, aside=aside)
-
-
-def _stored(session: Session, job: Job) -> Stored | None:
-    """Where values may be left in the files until they are sent: nobody looks at them before."""
-    return session.stored if job.format == wire.ARROW and job.codec == "none" and not job.noise else None
-
-
-def _placed(session: Session, job: Job) -> Placed | None:
-    """The columns whose values are put in after the engine, where there are any."""
-    kinds = [relation.kind for relation in job.relations.values()]
-    stored = _stored(session, job) if job.given_on and job.batch_rows is None and kinds == ["parquet"] else None
-    found = None if stored is None else Placed(session.files[0].paths, job.given_on, stored)
-    return found if found is not None and found.names else None
 
 
 def report(session: Session, job: Job) -> None:

@@ -27,8 +27,8 @@ SEEDS = sorted(  # those of a dataset in a row: it is written once
     for seed in seeds
 )
 MET = (
-    "places, whole", "places, by blocks", "values left in files, after the engine", "several readers", "a cursor",
-    "values left in files, rows as they are", "prepared", "alternatives in filters", "mask hash", "codec zstd",
+    "rows as they are", "rows by the engine", "several readers", "a cursor",
+    "prepared", "alternatives in filters", "mask hash", "codec zstd",
     "over Flight", "several endpoints", "files: arrow_ipc", "files: hive", "ended as quota",
     "gone on after breaks", "revoked", "other readers go on", "prepared blocks", "prepared blocks and others",
     "two consumers", "other forms", "format csv", "format parquet",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import duckdb
 import pyarrow as pa
 
-from connector.datasets.sources import parquet, source
+from connector.datasets.sources import source
 from connector.datasets.sources.extension_types import cast_batch, trusted_schema
 from connector.datasets.sources.source_files import (
     FileRef,
@@ -231,11 +231,6 @@ def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
 def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
     """Make a relation's rows readable under its name."""
     source(relation.kind).attach(con, name, opened.paths, relation.options)
-
-
-def attach_placed(con: duckdb.DuckDBPyConnection, name: str, opened: Files, placed: Sequence[str]) -> None:
-    """The rows of Parquet files under the name that they have, with places (`sources.place_of`) in some columns."""
-    parquet.attach_placed(con, name, opened.paths, placed)
 
 
 def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:

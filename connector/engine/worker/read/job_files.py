@@ -127,12 +127,6 @@ class Opening:
         duckdb_engine.attach_table(self.con, name, table)
         self.brought.append((name, duckdb_engine.detach))
 
-    def place(self, names: Sequence[str]) -> None:
-        """Give the places of its rows instead of values in these columns of the only relation, to this job."""
-        (name,), (found,) = self.names, self.files
-        duckdb_engine.attach_placed(self.con, name, found, names)
-        self.brought.append((name, lambda con, name: duckdb_engine.attach_placed(con, name, found, ())))
-
     def take(self, name: str, tables: Sequence[pa.Table], taken: str) -> None:
         """Answers that came small, readable under a name by this job: held, or loaded. Of several types the engine
         makes one."""

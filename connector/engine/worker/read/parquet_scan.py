@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -24,9 +23,7 @@ import pyarrow.parquet as pq
 from connector.datasets.block_layout import ROWS_MAX
 from connector.engine.pool.error_codes import Coded
 from connector.engine.worker.read.batching import cut, fixed_width, gather, plain, plain_schema
-from connector.engine.worker.read.file_values import File, Stored
 
-_Part = tuple[bool, pa.RecordBatch]
 _Span = tuple[str, int, int]  # a file, and its rows from one to another
 _ALL = 2**62
 FILES_MAX = 256
@@ -62,30 +59,21 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def batches(
-    paths: Sequence[str],
-    schema: pa.Schema,
-    *,
-    rows: int,
-    target: int,
-    threads: bool = False,
-    stored: Stored | None = None,
+    paths: Sequence[str], schema: pa.Schema, *, rows: int, target: int, threads: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of the files in order, in batches of at most `rows`, near `target` bytes. Where `stored` is given,
-    values may be left in the files: such batches are for `Frames` alone."""
-    how = _How(schema, rows, target, threads=threads, stored=stored)
+    """The rows of the files in order, in batches of at most `rows`, near `target` bytes."""
+    every = [(path, 0, _ALL) for path in paths]
     if numbers(schema):
-        every = [(path, 0, _ALL) for path in paths]
-        yield from chain.from_iterable(spans(every, schema, rows=rows, target=target, threads=threads))
-    else:
-        yield from _joined((part for path in paths for part in _cut(path, 0, _ALL, how)), at_least=target // 4)
+        return chain.from_iterable(spans(every, schema, rows=rows, target=target, threads=threads))
+    found = (piece for span in every for piece in _cut(span, schema, rows, target, threads=threads))
+    return gather(found, at_least=target // 4)
 
 
 def rows_between(
-    path: str, schema: pa.Schema, first: int, stop: int, *, rows: int, target: int, stored: Stored | None = None
+    path: str, schema: pa.Schema, first: int, stop: int, *, rows: int, target: int
 ) -> Iterator[pa.RecordBatch]:
     """Rows `first` to `stop` of one file; groups that hold none of them are passed over."""
-    how = _How(schema, rows, target, stored=stored)
-    return _joined(_cut(path, first, stop, how), at_least=target // 4)
+    return gather(_cut((path, first, stop), schema, rows, target), at_least=target // 4)
 
 
 def spans(
@@ -181,56 +169,18 @@ def _take_result(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.T
     return span, table.result()
 
 
-@dataclass(frozen=True, slots=True)
-class _How:
-    schema: pa.Schema
-    rows: int
-    target: int
-    threads: bool = field(default=False, kw_only=True)
-    stored: Stored | None = field(default=None, kw_only=True)
-
-
-def _joined(found: Iterator[_Part], *, at_least: int) -> Iterator[pa.RecordBatch]:
-    """The batches; those that are too small joined, where their values are in memory."""
-    for left, parts in groupby(found, key=itemgetter(0)):
-        together = (batch for _, batch in parts)
-        yield from together if left else gather(together, at_least=at_least)
-
-
-def _cut(path: str, first: int, stop: int, how: _How) -> Iterator[_Part]:
-    """Rows `first` to `stop` in batches that are not too large, each with whether it has values that were left in the
-    file."""
+def _cut(span: _Span, schema: pa.Schema, rows: int, target: int, *, threads: bool = False) -> Iterator[pa.RecordBatch]:
+    """The rows of a span in batches that are not too large. One row group is decoded after the other: all of them at
+    once would be held together."""
+    path, first, stop = span
     with pq.ParquetFile(path) as file:
-        source = None if how.stored is None else File(path)
-        for group, start, _ in _holding(_groups(file), first, stop):  # all at once would keep all of them
-            left, at = _stand_ins(file, group, source, how), start
-            for batch in _decoded(file, group, left, how):
+        for group, start, _ in _holding(_groups(file), first, stop):
+            at = start
+            for batch in file.iter_batches(rows, row_groups=[group], columns=schema.names, use_threads=threads):
                 skip, most = max(0, first - at), min(batch.num_rows, stop - at)
                 if skip < most:
-                    for piece in cut(batch.slice(skip, most - skip), how.target):
-                        yield bool(left), piece
+                    yield from cut(plain(batch.select(schema.names), schema).slice(skip, most - skip), target)
                 at += batch.num_rows
-
-
-def _stand_ins(file: pq.ParquetFile, group: int, source: File | None, how: _How) -> Mapping[str, pa.Array]:
-    """What stands for the columns of a row group whose values stay in the file."""
-    if how.stored is None or source is None:
-        return {}
-    blobs = [one.name for one in how.schema if one.type == pa.binary()]
-    return how.stored.columns(source, file.metadata, group, blobs, at_least=how.target // 4)
-
-
-def _decoded(file: pq.ParquetFile, group: int, left: Mapping[str, pa.Array], how: _How) -> Iterator[pa.RecordBatch]:
-    """A row group, all of it but what was left in the file."""
-    schema = pa.schema([one for one in how.schema if one.name not in left])
-    start = 0
-    for batch in file.iter_batches(how.rows, row_groups=[group], columns=schema.names, use_threads=how.threads):
-        there = plain(batch.select(schema.names), schema)
-        if left:
-            stop = start + batch.num_rows
-            columns = [left[one][start:stop] if one in left else there.column(one) for one in how.schema.names]
-            there, start = pa.RecordBatch.from_arrays(columns, schema=how.schema), stop
-        yield there
 
 
 def _is_known_to_fit(schema: pa.Schema, path: str, *, at_once: bool) -> bool:

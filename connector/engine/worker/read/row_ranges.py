@@ -23,8 +23,6 @@ from connector.datasets.sources import RowRange, divisible_source
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job, Range, Ranges, Relation
 from connector.engine.worker.read import duckdb_engine, parquet_scan, wide_tables
-from connector.engine.worker.read.file_values import Stored
-from connector.engine.worker.read.late_columns import Placed
 from connector.engine.worker.read.parallel_ranges import run_in_turns
 
 _Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
@@ -46,8 +44,6 @@ def read(
     paths: Sequence[str],
     left: list[Range] | None = None,
     *,
-    stored: Stored | None = None,
-    placed: Placed | None = None,
     folder: Path | None = None,
     crowded: bool = False,
 ) -> tuple[pa.Schema, Generator[RangeBatch]]:
@@ -56,16 +52,15 @@ def read(
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
     Close what gives the batches before the connections: its threads work in them.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
-    `stored`: as in `scan.batches`. `placed`: columns that are read after the engine. `folder`: for what lies on the
-    disk meanwhile. `crowded`: as in `scan.faster`.
+    `folder`: for what lies on the disk meanwhile. `crowded`: as in `parquet_scan.faster`.
     """
     left = list(only.ranges) if left is None else left
-    asking = _Asking(cons, job, only, paths, tuple(left), placed=placed, folder=folder)
+    asking = _Asking(cons, job, only, paths, tuple(left), folder=folder)
     answer = asking.first
     rows = duckdb_engine.rows_of(answer, asking.relation.row_bytes, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     if (fast := _fast(job, asking.relation, answer, paths, crowded=crowded)) is not None:
-        schema, coming = fast, asking.straight(fast, rows, stored)
+        schema, coming = fast, asking.straight(fast, rows)
     else:
         schema, coming = asking.answers(rows)
     shown = schema.remove(len(schema) - 1) if only.position else schema
@@ -83,23 +78,22 @@ class _Asking:
         paths: Sequence[str],
         todo: Sequence[Range],
         *,
-        placed: Placed | None,
         folder: Path | None,
     ) -> None:
         self._name, self.relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
         self._cons, self._job, self._only, self._paths, self._todo = cons, job, only, paths, todo
-        self._placed, self._folder = placed, folder
+        self._folder = folder
         self._binding = threading.Lock()  # the connections have one view, of the range that was attached last
         self.first = self._answered(cons[0], todo[0])  # bound, and not begun
 
-    def straight(self, schema: pa.Schema, rows: int, stored: Stored | None) -> Generator[Iterator[_Placed]]:
+    def straight(self, schema: pa.Schema, rows: int) -> Generator[Iterator[_Placed]]:
         """The batches of each range, from the pages of its file."""
         if parquet_scan.numbers(schema):
             return self._numbers(schema, rows)
 
         def between(_: Any, one: Range) -> Iterator[pa.RecordBatch]:
             path, target = self._paths[one.file], self._job.batch_bytes
-            return parquet_scan.rows_between(path, schema, one.first, one.stop, rows=rows, target=target, stored=stored)
+            return parquet_scan.rows_between(path, schema, one.first, one.stop, rows=rows, target=target)
 
         return self._at_once(between)
 
@@ -116,15 +110,12 @@ class _Asking:
         return schema, self._at_once(between)
 
     def _answered(self, con: Any, one: Range) -> Any:
-        placed = () if self._placed is None else self._placed.names
-        rows = RowRange(one.file, one.first, one.stop, self._only.position, placed)
+        rows = RowRange(one.file, one.first, one.stop, self._only.position)
         divisible_source(self.relation.kind).attach_rows(con, self._name, self._paths, self.relation.options, rows)
         return duckdb_engine.query(con, self._job.sql, self._job.params)
 
     def _decoded(self, answer: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         job, target = self._job, self._job.batch_bytes
-        if self._placed is not None:
-            return self._placed.batches(answer, rows=rows, target=target, even=job.even)
         aside, exact = wide_tables.aside(job, self._folder, answer.columns), job.batch_rows is not None
         return duckdb_engine.batches(answer, rows=rows, target=target, exact=exact, even=job.even, aside=aside)
 

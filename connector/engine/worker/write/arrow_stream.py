@@ -19,7 +19,6 @@ from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.shared_memory import slot_bytes
 from connector.engine.worker.memory_limits import limit_cpu
-from connector.engine.worker.read.file_values import PIECE, Values
 from connector.engine.worker.write import null_scrub
 from connector.infra.formats import flatbuffers
 from connector.infra.formats.digests import new_digest
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 _WORTH = 0.85  # of a batch's bytes; what compresses less goes as it is (data-plane, section 6)
 _TRIED_EVERY = 16  # batches, while it does not compress: it may yet
+_PIECE = 2**18  # bytes that stay in a processor's cache from their copy to their digest
 _SMALL = 2**16  # bytes that are copied faster than the interpreter's lock is let go of and taken again
 # A message begins with this mark, its length and its metadata, each in a part of its own (Arrow columnar format,
 # "Encapsulated message format").
@@ -134,16 +134,9 @@ class Frames:
             raise Coded("bytes_limit")
         self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
         slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
-        parts = [self.session.stored.find(part) or part for part in parts]
         if not slot or self.slots is None:
-            parts = [part.read() if isinstance(part, Values) else part for part in parts]
             digest = self._digested(chain.from_iterable(map(_pieces, parts)))
             self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest, block=block)
-        elif self.job.spans and any(isinstance(part, Values) for part in parts):
-            digest, where = self._digested(self.slots.leave(parts)), bytes(self.slots.pieces)
-            self.session.send(
-                wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
-            )
         else:
             digest = self._digested(self.slots.put(parts))
             self.session.send(
@@ -172,7 +165,7 @@ class Frames:
 def _pieces(part: Any) -> Sequence[memoryview]:
     """A part in pieces."""
     whole = memoryview(part).cast("B")
-    return (whole,) if len(whole) <= PIECE else [whole[at : at + PIECE] for at in range(0, len(whole), PIECE)]
+    return (whole,) if len(whole) <= _PIECE else [whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE)]
 
 
 class Slots:
@@ -184,8 +177,6 @@ class Slots:
         memory = memoryview(session.worker.map(session.shared, job.slots * self.size))
         self._slots = [memory[at : at + self.size] for at in range(0, len(memory), self.size)]
         self._fill(memory[:0])
-        self._seen = memoryview(bytearray(PIECE))  # where values pass that stay in their files
-        self.pieces = bytearray()  # of the message: see `wire.PIECE`
         self._free = list(range(job.slots, 0, -1))
 
     def free(self) -> int:
@@ -195,7 +186,6 @@ class Slots:
         slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
             self._fill(self._slots[slot - 1])
-            self.pieces.clear()
         return slot
 
     def _fill(self, memory: memoryview) -> None:
@@ -205,36 +195,17 @@ class Slots:
         """The batch into the slot; pieces of it, each as soon as it is there."""
         begun = at = 0
         for part in parts:
-            if isinstance(part, Values):
-                yield self._slot[begun:at]
-                yield from part.into(self._slot[at : at + part.size])
-                begun = at = at + part.size
-            elif len(part) <= _SMALL:
+            if len(part) <= _SMALL:
                 at = self._copy(part, at)
             else:
                 for piece in _pieces(part):
                     at = self._copy_apart(piece, at)
                     yield self._slot[begun:at]
                     begun = at
-            if at - begun >= PIECE:
+            if at - begun >= _PIECE:
                 yield self._slot[begun:at]
                 begun = at
         yield self._slot[begun:at]
-
-    def leave(self, parts: Iterable[Any]) -> Iterator[memoryview]:
-        """As `put`, but that values stay in their files; `pieces` has where all of the message is."""
-        paths, at = self.session.files[0].paths, 0
-        for part in parts:
-            if isinstance(part, Values):
-                for path, start, size in part.places():
-                    self.pieces += wire.PIECE.pack(paths.index(path), start, size)
-                yield from part.into(self._seen, over=True)
-            else:
-                self.pieces += wire.PIECE.pack(wire.IN_SLOT, at, len(part))
-                begun = at
-                for piece in _pieces(part):
-                    at = self._copy_apart(piece, at)
-                yield self._slot[begun:at]
 
     def _copy(self, part: Any, at: int) -> int:
         """A part to its place in the slot; where it ends there."""

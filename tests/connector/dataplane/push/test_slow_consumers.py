@@ -185,7 +185,7 @@ async def test_a_file_that_is_cut_short_in_mid_push_is_not_sent_as_if_it_were_wh
         await until(lambda: slow.taken > 2**20)
         with files.open("r+b") as file:
             file.truncate(2**20)
-        with pytest.raises(Busy, match="a file of this version is not what it was") as raised:
+        with pytest.raises(Busy, match="a file of this version has changed since it was registered") as raised:
             await sending
     assert raised.value.code == "version_changed"
     assert running.of_kind("ReadEnded")[-1].outcome == "broken"

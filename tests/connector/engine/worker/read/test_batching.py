@@ -111,15 +111,13 @@ async def test_the_same_rows_leave_in_the_same_batches_whatever_is_hidden_beside
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_values_that_come_after_the_engine_leave_in_batches_that_tell_nothing_either(
-    pool: Pool, tmp_path: Path
-) -> None:
+async def test_large_values_leave_in_batches_that_tell_nothing_either(pool: Pool, tmp_path: Path) -> None:
     shown, found = images(600, values=blobs(600, 20_000)).select(["id", "image"]), []
     hidden = pa.table({"id": [-1], "image": pa.array([b"x" * 200_000], pa.binary())}, schema=shown.schema)
     for number, places in enumerate(([], [*[5] * 60, *range(0, 600, 9)])):
         path = _file(tmp_path / f"{number}.parquet", "parquet", _mixed(shown, hidden, places), 100)
         relation: Relation = data.relation("parquet", path, tmp_path)
-        job = Job(relations={"t": relation}, sql="SELECT id, image FROM t WHERE kept", given_on=("image",), even=True,
+        job = Job(relations={"t": relation}, sql="SELECT id, image FROM t WHERE kept", even=True,
                   shared=True, ordered=True, limits=Limits(threads=2), batch_bytes=2**20)  # fmt: skip
         async with pool.run(job) as result:
             found.append([frame.rows async for frame in result])
