@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,15 @@ def _list_parts(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
 
 def _blob_tensors(column: pa.Array) -> Iterator[Any]:
     """Yield a tensor over the memory of each value of a column of bytes, None for null."""
-    for value in column:
-        yield wrap_array(np.frombuffer(value.as_buffer(), np.uint8)) if value.is_valid else None
+    if not len(column):
+        return
+    column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers()
+    every = np.frombuffer(data or b"", np.uint8)
+    ends = np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset).tolist()
+    there = _valid_mask(column).tolist() if column.null_count else [True] * len(column)
+    for (start, stop), is_there in zip(pairwise(ends), there, strict=True):
+        yield wrap_array(every[start:stop]) if is_there else None
 
 
 def wrap_array(array: Any) -> Any:
