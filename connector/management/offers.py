@@ -263,7 +263,7 @@ def check_party(text: str) -> str:
     Raises: BadInput for a text that is not a DID: nothing would be known of it, so everything would be refused.
     """
     if ":" not in text:
-        raise BadInput(f"expected the DID of a party, came {text[:100]!r}; `hanse members` lists those of members")
+        raise BadInput(f"expected the DID of a party, got {text[:100]!r}; `hanse members` lists those of members")
     return text
 
 

@@ -105,4 +105,4 @@ def test_one_damaged_byte_is_found_by_each_reader_and_by_the_auditor(tmp_path: P
         assert found.counts[DIFFER] == 1
         assert found.counts[AGREE] >= 2
         (differs,) = [read for read in found.reads if read.verdict == DIFFER]
-        assert (differs.read, "digest of what came" in differs.why) == (damaged["process"], True)
+        assert (differs.read, "digest of the received bytes" in differs.why) == (damaged["process"], True)

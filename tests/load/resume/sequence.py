@@ -109,12 +109,12 @@ class Share:
         wanted = self.coming
         got = np.asarray(came, dtype=np.int64)
         if whole and len(got) != len(wanted):
-            return f"expected {len(wanted)} rows, came {len(got)}"
+            return f"expected {len(wanted)} rows, got {len(got)}"
         if len(got) > len(wanted):
-            return f"expected at most {len(wanted)} rows, came {len(got)}"
+            return f"expected at most {len(wanted)} rows, got {len(got)}"
         if differ := np.flatnonzero(got != wanted[: len(got)]).tolist():
             at = differ[0]
-            return f"expected id {wanted[at]} at row {self.given + at} of this share, came {got[at]}"
+            return f"expected id {wanted[at]} at row {self.given + at} of this share, got {got[at]}"
         return ""
 
     def left(self) -> dict[int, Ids]:

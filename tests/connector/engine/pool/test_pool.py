@@ -820,9 +820,8 @@ async def test_a_long_question_beside_streams_is_not_begun_anew_for_each_who_wai
         await asyncio.wait((working,))
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["asked for", "taken in a thread"])
 async def test_a_reader_keeps_its_worker_since_the_last_batch_and_not_in_all_its_pauses_together(
-    pool: Pool, numbers: Relation, monkeypatch: pytest.MonkeyPatch, at_once: bool
+    pool: Pool, numbers: Relation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [time.monotonic()]
     monkeypatch.setattr("connector.engine.pool.worker_process.time", changed(time, monotonic=lambda: now[0]))
@@ -831,10 +830,7 @@ async def test_a_reader_keeps_its_worker_since_the_last_batch_and_not_in_all_its
         now[0] += 0.3
         assert result.unasked == pytest.approx(0.3)
         del frame
-        if at_once:
-            await until(lambda: result.at_once() is not None)
-        else:
-            await anext(result)
+        await anext(result)
         assert result.unasked == 0
 
 
