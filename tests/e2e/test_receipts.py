@@ -53,7 +53,7 @@ def by_hand(owner: Process, reader: Process, transfer: str) -> None:
     address = reader.api().get(f"/transfers/{transfer}/address")
     http_stream.open_stream(
         http_stream.HttpRequest("GET", f"{owner._url}/data/v1", {"authorization": f"Bearer {address['ticket']}"})
-    ).body.rest(2**30)
+    ).body.read_rest(2**30)
 
 
 def counts(found: Match) -> dict[str, int]:
