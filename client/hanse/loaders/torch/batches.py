@@ -207,7 +207,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         rank = None
         with suppress(BadInput):  # the receiving rank's environment may have it
             rank = self._rank()
-        return self.__dict__ | {"_own": None, "_sent": (self._shared, rank)}
+        return self.__dict__ | {"_own": None, "_received": (self._shared, rank)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; whether this process is a worker, or a rank with workers of its own, shows later."""
