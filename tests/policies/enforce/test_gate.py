@@ -7,7 +7,6 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 
-import duckdb
 import pytest
 
 from policies.enforce.gate import DEFAULT, CallerTable, GatedDataset, PreparedQuery, prepare
@@ -266,10 +265,11 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
         "group by all having exists (select 1 from people y where y.id = x.id)",
     ],
 )
-def test_in_having_an_ungrouped_column_is_never_read_from_an_outer_query(bench: gate.Bench, having: str) -> None:
-    """Under the names that a person writes, the engine reads the outer `id` where rows are not grouped by it."""
-    with pytest.raises(duckdb.BinderException, match="Binder Error"):
-        bench.ask(f"select name from people x where exists (select max(x.code) from visits x {having})")
+def test_in_having_a_column_is_of_no_table_around_that_is_called_alike(bench: gate.Bench, having: str) -> None:
+    """The engine takes the `id` of the one around for it, where rows are not grouped by it."""
+    with pytest.raises(QueryRefused, match="HAVING: id is not in GROUP BY") as refused:
+        bench.prepare(f"select name from people x where exists (select max(x.code) from visits x {having})")
+    assert refused.value.code == "column_unknown"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_in_having_an_ungrouped_column_is_never_read_from_an_outer_query(bench: 
         "select count(*) as id from visits x group by code having id > 3",
     ],
 )
-def test_a_key_of_group_by_may_be_used_in_having(bench: gate.Bench, asked: str) -> None:
+def test_what_rows_are_grouped_by_is_in_having_of_the_table_inside(bench: gate.Bench, asked: str) -> None:
     bench.prepare(f"select name from people x where id in ({asked})")
 
 
@@ -312,8 +312,8 @@ def test_before_a_comma_no_table_is_called_as_a_struct_behind_it() -> None:
         made.add("north", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
     with pytest.raises(QueryRefused, match="a is also a column here; give the table another alias"):
         made.prepare("select count(*) from o a, o x join i on i.k = a.f")
-    with pytest.raises(duckdb.BinderException, match="Binder Error"):
-        made.ask("select k from i where exists (select count(*) from o a having f > 3)")
+    with pytest.raises(QueryRefused, match="HAVING: f is not in GROUP BY"):
+        made.prepare("select k from i where exists (select count(*) from o a having f > 3)")
     assert made.ask("select count(*) from o a, o x join i on i.k = x.k") == [(1,)]
     assert made.ask("select count(*) from o x join o a on true join i on i.k = a.k") == [(1,)]
     made.connection.close()
