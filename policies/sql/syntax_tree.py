@@ -18,7 +18,7 @@ _QUERIES = frozenset(QUERIES)
 _FROM = frozenset({exp.Table, exp.Subquery})
 WHOLE = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"))
 _NAMES = frozenset({exp.Table, exp.Column, exp.Literal, exp.Identifier})  # below them are names only
-_AGGREGATES = (exp.AggFunc, exp.Filter, exp.WithinGroup, exp.Window)
+AGGREGATES = (exp.AggFunc, exp.Filter, exp.WithinGroup, exp.Window)  # with all that is computed inside them
 TESTS = ("SEMI", "ANTI")  # joins that add no columns
 WINDOW_FUNCTIONS = (
     exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
@@ -233,12 +233,12 @@ def is_aggregate(node: exp.Expr) -> bool:
 
 def is_in_aggregate(node: exp.Expr) -> bool:
     """Return whether a node is inside an aggregate of its SELECT, the aggregate's FILTER, or a window."""
-    return isinstance(node.find_ancestor(*_AGGREGATES, exp.Select), _AGGREGATES)
+    return isinstance(node.find_ancestor(*AGGREGATES, exp.Select), AGGREGATES)
 
 
 def sees_outputs_of_having(node: exp.Expr) -> bool:
     """Return whether a name in HAVING may mean an output, which names in aggregates and subqueries may not."""
-    return isinstance(node.find_ancestor(*_AGGREGATES, exp.Select, exp.Having), exp.Having)
+    return isinstance(node.find_ancestor(*AGGREGATES, exp.Select, exp.Having), exp.Having)
 
 
 def aggregates(select: exp.Select) -> list[exp.Expr]:

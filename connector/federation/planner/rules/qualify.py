@@ -432,7 +432,7 @@ def _refuse_ungrouped(select: exp.Select, outputs: Sequence[exp.Expr], why: str)
             raise QueryInvalid(f"HAVING: {node.name} is {why}", code="column_unknown")
         if isinstance(node, exp.Select):  # its own sources hide these aliases
             here = here - _source_names(node)
-        if not isinstance(node, exp.AggFunc | exp.Filter | exp.WithinGroup | exp.Window) and node not in keys:
+        if not isinstance(node, trees.AGGREGATES) and node not in keys:
             stack += [(one, here) for one in node.iter_expressions()]
 
 
