@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -245,7 +246,6 @@ class Loader:
         """Yield the same batches, each as the slices that it consists of: for callers that join them where they are
         used.
 
-
         Raises:
             BadInput: the process was forked after the iteration began.
         """
@@ -253,6 +253,11 @@ class Loader:
         # A state serves one iteration, whether or not it completes.
         self._share, self._pending, self._base = share, None, EpochProgress()
         return self._read(order, share)
+
+    def in_slices(self) -> Generator[Sequence[Slice], None, None]:
+        """Yield what `iter_slices` yields, under its former name."""
+        warnings.warn("use Loader.iter_slices(), the new name of in_slices()", DeprecationWarning, stacklevel=2)
+        return self.iter_slices()
 
     def _read(self, order: Order, share: ReaderShare) -> Generator[Sequence[Slice], None, None]:
         """Yield the batches of a share."""

@@ -179,6 +179,14 @@ def test_what_is_no_dataset_is_told_so(numbers: Dataset) -> None:
                 Loader(given)
 
 
+def test_the_former_name_of_iter_slices_warns_and_reads_the_same(numbers: Dataset) -> None:
+    with pytest.warns(DeprecationWarning, match=r"use Loader\.iter_slices"):
+        slices = list(numbers.loader(columns=["id"]).in_slices())
+    assert [[stop - first for _, first, stop in one] for one in slices] == [
+        [stop - first for _, first, stop in one] for one in numbers.loader(columns=["id"]).iter_slices()
+    ]
+
+
 def test_editors_know_each_option_of_a_loader() -> None:
     named = list(inspect.signature(Loader.__init__).parameters)[2:]
     assert sorted(known.LoaderOptions.__annotations__) == sorted(named)
