@@ -26,11 +26,8 @@ FORMAT, _PUSH = "HttpData-PULL", "-PUSH"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary: the purposes
 _WAIT_SECONDS = 20.0  # for one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
-_NOT_REJECTED = (
-    "undeliverable",
-    "not_answered",
-    "request_withdrawn",
-)  # codes of an end by a lost message, by time, or by ourselves
+# Codes of an end by a lost message, by time, or by ourselves.
+_NOT_REJECTED = ("undeliverable", "not_answered", "request_withdrawn")
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
 
 

@@ -49,10 +49,8 @@ AT = b"hanse.at"
 _CURSOR_MAX = 1024  # characters; a cursor of Hanse has 80, and readers keep one for each prefetched batch
 _SHOWN = 10  # columns that `repr` names
 _WITHHELD = ("nothing", "possibly", "some")
-_OF_GROUPS = (
-    "groups of at least ",
-    "noise of epsilon ",
-)  # in the notes of older owners, which state no `withheld`
+# In the notes of older owners, which state no `withheld`.
+_OF_GROUPS = ("groups of at least ", "noise of epsilon ")
 _LEFT_OUT = "Small groups may be left out at the owners: totals and averages may be too low"
 _OUT = re.compile("out of (range|bounds)")  # Python's and Arrow's message for dates and times
 

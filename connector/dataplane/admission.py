@@ -81,9 +81,8 @@ _DISPLACED = (
     "the connector was silent for a minute, so the end of this read is recorded already; send the request again"
 )
 _ELSEWHERE = "this read runs in another process of this connector; send the request again until it reaches that process"
-_OF_FILES = frozenset(
-    {"file_unavailable", "blocks_not_kept"}
-)  # Busy because of one dataset's files, not of the workers
+# Codes of Busy because of one dataset's files, not of the workers.
+_OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})
 _MOMENT = 0.05  # seconds: the least time of a read that has waited
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long a request to describe waits, and how many may
 
@@ -259,9 +258,8 @@ class Reads:
         try:
             async with self._hold_describe_turn(asked.consumer) as until:
                 grants = [await self._preview_grant(ticket, asked) for ticket in asked.tickets]
-                prepared, keys = await self._prepare(
-                    asked, grants, bytes(32)
-                )  # no value leaves, so any mask key will do
+                # No value leaves, so any mask key will do.
+                prepared, keys = await self._prepare(asked, grants, bytes(32))
                 grants = select_grants(grants, prepared)
                 job = replace(self._build_job(asked, grants, prepared, keys), kind="describe")
                 return await self._describe_job(job, seconds=until - time.monotonic())

@@ -208,10 +208,8 @@ class BlockPlans:
     async def _find_cached(
         self, held: CompiledAgreement, key: tuple[Any, ...]
     ) -> tuple[tuple[RowBlock, ...], str] | None:
-        blocks, schema = (
-            self._cached.get(_version_key(held)),
-            self._schemas.get(key),
-        )  # kept here: the cache may drop them during the check
+        # Kept here: the cache may drop them during the check.
+        blocks, schema = (self._cached.get(_version_key(held)), self._schemas.get(key))
         if blocks is None or schema is None or not await check_files_unchanged(held.version.source["files"]):
             return None
         return blocks, schema

@@ -391,9 +391,8 @@ class Work:
         most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
         sizes = Counter[str]()
         for answer in self.answers:
-            sizes[answer.fragment.table] += (
-                answer.size or answer.nbytes
-            )  # nbytes is an underestimate for an unread answer
+            # `nbytes` is an underestimate for an unread answer.
+            sizes[answer.fragment.table] += answer.size or answer.nbytes
         if sizes.total() > most:
             return relations
         ((largest, size),) = sizes.most_common(1)

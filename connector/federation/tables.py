@@ -62,9 +62,8 @@ _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
 _OURS = "urn:hanse:"  # prefix of Hanse dataset ids: urn:hanse:<owner>:<dataset>
 _NAME = re.compile(NAME)
-_NOT_KEPT = frozenset(
-    {"contract_undecided", "agreement_unreadable"}
-)  # the agreement stands, but its owner cannot keep it
+# The agreement stands, but its owner cannot keep it.
+_NOT_KEPT = frozenset({"contract_undecided", "agreement_unreadable"})
 
 Names = Callable[[], Awaitable[Mapping[str, str]]]  # participant identifiers (DIDs) by name
 

@@ -73,9 +73,8 @@ class Receipt:
 
     def to_report(self, record: Mapping[str, Any] | None, code: str, digest: str = "") -> dict[str, Any]:
         """Return the body that the connector accepts."""
-        seconds = math.ceil(
-            time.monotonic() - self.begun
-        )  # rounded up: the owner may have recorded the end at the start
+        # Rounded up: the owner may have recorded the end at the start.
+        seconds = math.ceil(time.monotonic() - self.begun)
         report = {**self.of.about, "id": self.id, "read": self.read_id, "rows": self.rows, "seconds": seconds}
         if record is None:
             return report | {"code": _check_printable(code, 64)}

@@ -362,9 +362,8 @@ class FlightQueries:
         split = await self._reads.split(
             ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], as_shown=wanted["shown"], cursors=False
         )
-        return block_plan.build_read_request(
-            ticket, held, rows, owner=self._owner, split=split
-        )  # short: it has no condition
+        # Short: it has no condition.
+        return block_plan.build_read_request(ticket, held, rows, owner=self._owner, split=split)
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> ReadRequest:
         """Returns the read of the JSON of `POST /data/v1/query`."""

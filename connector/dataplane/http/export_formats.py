@@ -103,9 +103,8 @@ def choose_media(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
         ranges = (media, media.partition("/")[0] + "/*", "*/*")
         return next((liked[one] for one in ranges if one in liked), 0.0)
 
-    best = max(
-        [*(media for media in liked if media in offered), *offered], key=quality_of
-    )  # of equal quality, named types come first
+    # Of equal quality, named types come first.
+    best = max([*(media for media in liked if media in offered), *offered], key=quality_of)
     if liked and not quality_of(best):
         raise NotAcceptable(
             f"expected Accept to take one of {', '.join(offered)} (or */*), got {accept[:100]!r}; "

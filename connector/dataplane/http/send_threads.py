@@ -38,9 +38,8 @@ async def run_in_send_thread(
     job, ends = _executor_of(device).submit(work), time.monotonic() + _SECONDS
     running = asyncio.wrap_future(job)
     gone: asyncio.CancelledError | None = None
-    running.add_done_callback(
-        lambda done: done.cancelled() or done.exception()
-    )  # read the error: the caller may have left
+    # Read the error: the caller may have left.
+    running.add_done_callback(lambda done: done.cancelled() or done.exception())
     while not running.done() and (left := ends - time.monotonic()) > 0:
         try:
             await asyncio.wait((running,), timeout=left)

@@ -18,10 +18,8 @@ from policies.contracts.columns import fold
 
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
-_GROUP_ROWS, _GROUP_MB = (
-    122_880,
-    32,
-)  # first limit applies: the engine holds a group several times
+# Rows and MB; the first limit applies: the engine holds a group several times.
+_GROUP_ROWS, _GROUP_MB = (122_880, 32)
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 2**16

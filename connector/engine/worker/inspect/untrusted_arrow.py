@@ -166,9 +166,8 @@ class Unread:
         with _map_parser_errors():
             seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
         self.told[number] = seen.told()
-        schema = trusted_schema(
-            pa.schema(list(zip(columns, seen.schema.types, strict=True)))
-        )  # of the foreign one only types
+        # Only the types of the foreign schema are used.
+        schema = trusted_schema(pa.schema(list(zip(columns, seen.schema.types, strict=True))))
         return pa.Table.from_batches([cast_batch(one, schema) for one in batches], schema)
 
     def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
