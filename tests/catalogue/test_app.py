@@ -186,6 +186,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
                 pass
             monkeypatch.setattr(single_instance, "_connect_and_lock", late)
             cut()
+            eventually(lambda: held() is None)  # the server ends a connection after it has answered
             with hold_exclusively(tmp_path / "two", url, lost=lambda _: ended.append("two")):
                 monkeypatch.setattr(single_instance, "_connect_and_lock", claimed)
                 eventually(lambda: ended == ["one"])
