@@ -72,11 +72,11 @@ WORKER = {
         "read_job", "Worker._take", "Worker.ended", "Session._close",
     ),
     "connector.engine.worker.memory_limits": ("MemoryLimits.prepare",),
-    "connector.engine.worker.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
+    "connector.engine.worker.tasks": ("run", "open_engine", "_recheck", "_Prefetcher.close"),
     "connector.engine.worker.read.job_files": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.engine.worker.read.duckdb_engine": ("attach", "load", "query", "batches"),
-    "connector.engine.worker.inspect.untrusted_arrow": ("check", "read", "unite", "Unread.tables"),
-    "connector.engine.worker.write.arrow_stream": ("Frames.__init__", "Frames.write", "Frames.end"),
+    "connector.engine.worker.inspect.untrusted_arrow": ("check", "read", "unite", "UnreadAnswers.tables"),
+    "connector.engine.worker.write.arrow_stream": ("FrameWriter.__init__", "FrameWriter.write", "FrameWriter.end"),
 }  # fmt: skip
 _SETTLED = 0.3  # seconds after an answer in which what it left to do is done
 

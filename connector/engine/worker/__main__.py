@@ -1,7 +1,7 @@
 """The process in which queries run: `python -m connector.engine.worker <control fd> <private folder> <allowed>`.
 
-It holds nothing that is worth stealing and can be killed at any time; `connector.engine.worker.session` is its inside.
-`allowed` is JSON: {"readable": [...], "writable": [...]} shuts the process into these paths, null does not.
+It holds no credentials and can be killed at any time; `connector.engine.worker.session` runs its jobs. `allowed` is
+JSON: {"readable": [...], "writable": [...]} confines the process to these paths; null does not confine it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from connector.engine.pool.sandbox import confine
 
 
 class WithoutPandas:
-    """pandas is not there, also where it is: Arrow loads it to see whether a list is one of its own, for a third of the
-    time that we take to start."""
+    """Import hook that hides pandas: Arrow would load it to test the type of a list, for a third of the start time."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname == "pandas":
@@ -28,7 +27,7 @@ class WithoutPandas:
 
 
 def main() -> None:
-    """Serve until the connector goes; where we cannot, end at once and say why."""
+    """Serve until the connector ends. On failure report the error and end at once."""
     crash_report.begin()
     try:
         serve()
@@ -38,8 +37,8 @@ def main() -> None:
 
 
 def serve() -> None:
-    """Start: shut ourselves in, load the engine and Arrow, then serve until the connector goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the connector: we end when it does
+    """Confine the process, load the engine and Arrow, then serve until the connector ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the connector; we end when it does
     descriptor, folder, allowed = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     control = socket.socket(fileno=descriptor)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -49,7 +48,7 @@ def serve() -> None:
     if allowed is not None:
         confine(readable=allowed["readable"], writable=[*allowed["writable"], str(folder)])
     sys.meta_path.insert(0, WithoutPandas())
-    # After that: the libraries start threads, which must be inside as well.
+    # Imported only now: the libraries start threads, which must be confined too.
     import pyarrow as pa
 
     from connector.engine.worker.session import Worker

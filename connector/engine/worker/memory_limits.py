@@ -25,7 +25,7 @@ from connector.infra import jemalloc
 from connector.infra.jemalloc import REUSED_MB
 
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
-_SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL whatever is in memory; the pool ends who rests on more
+_SLACK_MIN = 56 * 2**20  # of that: left to a person's SQL in any case; the pool ends a worker that holds more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _STACK = 8 * 2**20  # of a thread, mapped
 _STACKS = 5 * _STACK  # of threads that have ended, which the C library keeps for others
@@ -34,8 +34,8 @@ REST = 5.0  # seconds without a job until what was kept for the next one is let 
 # Seconds without a job until the next one's engine is made. That takes ten milliseconds of a processor, which the rest
 # of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
-# Address space of scans for each byte that they may write to: beside a large block Arrow's allocator sets aside as much
-# again or twice that, which nobody can write to.
+# Address space of scans for each byte that they may write to: for a large block Arrow's allocator reserves as much
+# again or twice that, without write access.
 _RESERVED = 4
 _KEPT = 3  # engines with the files of jobs that have ended
 _KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less
@@ -45,7 +45,7 @@ _REUSED = REUSED_MB * 2**20  # what the engine takes first: a part of what the n
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of this process, in bytes: address space, what of it can be written to, and what is in memory."""
+    """Memory of this process in bytes: address space, writable part, and what is in memory."""
 
     space: int = 0
     data: int = 0
@@ -54,11 +54,11 @@ class Memory:
 
     @property
     def untouched(self) -> int:
-        """What can be written to and is not in memory yet, or no more."""
+        """Writable bytes that are not in memory."""
         return self.data - self.anonymous
 
     def with_more(self, other: Memory) -> Memory:
-        """Both together."""
+        """Return the sum of both."""
         return Memory(
             self.space + other.space,
             self.data + other.data,
@@ -67,7 +67,7 @@ class Memory:
         )
 
     def without(self, size: int, there: int | None = None) -> Memory:
-        """Less so much that is mapped, of which so much is in memory (None: all); the same where it is not positive."""
+        """Return the figures less `size` mapped bytes, `there` of them in memory (None: all)."""
         less = max(0, size)
         there = less if there is None else there
         return Memory(self.space - less, self.data - less, self.anonymous - there, self.resident - there)
@@ -79,7 +79,7 @@ class Memory:
         return cls(*(int(told[name].split()[0]) * 1024 for name in ("VmSize", "VmData", "RssAnon", "VmRSS")))
 
 
-# An engine that nobody has used.
+# An unused engine.
 _ENGINE = Memory(space=8 * 2**20, data=4 * 2**20, anonymous=4 * 2**20, resident=4 * 2**20)
 
 
@@ -154,19 +154,17 @@ class MemoryLimits:
         self.tidy, self.left = False, True
 
     def limit(self, jobs: Sequence[tuple[int, bool]]) -> None:
-        """Set the limits of the process to those of its jobs: each one's MB, 0 while they are not known, and whether
-        nobody wrote SQL for it.
+        """Set the limits of the process for its jobs: MB of each, 0 while unknown, and whether it is a plain scan.
 
-        As much memory as there was before, and what the jobs may take; no limit while there is none.
-        What somebody's SQL fills counts with what the process held before: together they stay within limit and slack,
-        however fast it grows. Scans of ours may take the slack whole; a row group is as large as its owner made it.
-        They share a process, and what one has freed the heap may keep: a limit that fell with each that ends would take
-        its memory from those that go on.
-        Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only. Of
-        that scans of ours have several times as much, or the largest values would not come in.
+        The limit is what was held before plus what the jobs may take; without jobs there is no limit.
+        A person's SQL stays, together with what the process held before, within limit and slack. Plain scans may use
+        the whole slack, because a row group is as large as its owner made it. They share a process, and the heap may
+        keep what one has freed: a limit that fell with each end would take memory from the others.
+        Writable memory is limited (RLIMIT_DATA), and address space for kernels that count only the heap in that. Plain
+        scans have several times the address space, or the largest values could not be read.
 
-        A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
-        so the limit is lifted for each start, and set again when the job is known.
+        A thread that gets no memory for its stack dies before it reports its start, and its starter waits forever. So
+        the limit is lifted for each start, and set again when the job is known.
         """
         asked, more, plain = [most for most, _ in jobs], None, all(ours for _, ours in jobs)
         if asked and all(asked):
@@ -182,9 +180,10 @@ class MemoryLimits:
             resource.setrlimit(limit, (hard if more is None else before + times * more, hard))
 
     def _slack(self) -> int:
-        """What is left of the slack beside what the process rests on: in memory, or mapped again without asking.
+        """Return the slack less what the process holds: in memory, or mapped and writable without asking.
 
-        _SLACK_MIN is left beside stacks of threads, which nobody fills; a heap in pieces is filled, and takes from it.
+        _SLACK_MIN remains, because stacks of threads are mapped and never filled. A fragmented heap is filled, and
+        reduces it.
         """
         mapped = self.resting.untouched - self.untouched
         left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)

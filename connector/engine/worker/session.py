@@ -1,8 +1,8 @@
-"""The inside of a worker process: job sockets taken, sessions run, the process kept within its limits.
+"""Job loop of a worker process: accepts job sockets, runs a session for each, applies limits. Runs in a worker only.
 
-Over the control socket come job sockets, one per job; on each a job comes in and frames go out
-(`protocol`). The main thread only watches: a job socket that closes cancels its job, a control socket that
-closes ends the process. What the engine says about an error stays here; a code goes out.
+The control socket passes in a socket for each job, on which a job comes in and frames go out (`protocol`). The main
+thread only watches: a closed job socket cancels its job, a closed control socket ends the process. Error texts of the
+engine stay here; a code goes out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from connector.errors import HanseError
 _INTERRUPT_EVERY = 0.05
 _PATIENCE = 0.1
 _DECODE_AT_ONCE = 2
-_TOLD_EVERY = 0.1
+_PROGRESS_EVERY_S = 0.1
 _NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
 
 
@@ -47,7 +47,7 @@ def _last_word(code: str) -> bytes:
     return wire.HEADER.pack(wire.ERROR, 0, 0, 0, len(told), -1, b"") + told
 
 
-# Errors of sessions that can make none any more: ready, as there may be no memory.
+# Error frames for sessions that cannot build one. Built in advance, as memory may be short.
 _NOT_BEGUN = _last_word("worker_crashed")
 _NOT_ENDED = _last_word("engine_failed")
 _NOT_ENDED_WITH_NOISE = _last_word("noise_failed")
@@ -67,18 +67,18 @@ class Session:
         self.cancelled = False
         self.job: Job | None = None
         self.opening: Opening | None = None  # the job's engine and files
-        self.guard = threading.Lock()  # whoever interrupts finds an engine that is ours
+        self.guard = threading.Lock()  # an interrupt must not reach an engine that was passed on
         self.whole = False  # the job ended as it should
         self.memory_mb = 0
-        self.plain = False  # nobody wrote SQL for it
+        self.plain = False  # no person wrote SQL for it
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
-        self.told = ("", 0.0)  # the last stage, and when
+        self.progress = ("", 0.0)  # the last stage sent, and when
         self.unsent: list[Any] = []  # frames that go with the next
         self.torn = False  # a part of a frame is out: what followed it would be taken for the rest
 
     def cancel(self) -> None:
-        """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""
+        """Interrupt what runs. Called repeatedly until the session ends, as an interrupt can come too early."""
         self.cancelled = True
         self.interrupt()
 
@@ -89,13 +89,13 @@ class Session:
                 self.opening.interrupt()
 
     def open(self, job: Job) -> Opening:
-        """What the job may read: kept from one before, or yet to be opened."""
+        """Return the job's files and engine: kept from an earlier job, or not yet opened."""
         key = key_of(job)
         self.opening = found = self.worker.keeping.kept_for(key) or self.open_new(job, key=key)
         return found
 
     def open_new(self, job: Job, *, key: str = "") -> Opening:
-        """What the job may read, yet to be opened, and for it alone without a key."""
+        """Return files and engine, not yet opened. Without a key they are for this job only."""
         self.opening = found = Opening(
             limits_of(job), self.folder, desk=self.desk, key=key, readers=readers(job), ordered=mixes(job)
         )
@@ -106,16 +106,16 @@ class Session:
         return [] if self.opening is None else self.opening.files
 
     def check(self) -> None:
-        """Raise where the caller has gone."""
+        """Raises: Coded("cancelled") if the caller has left."""
         if self.cancelled:
             raise Coded("cancelled")
 
     def reached(self, stage: str, done: int) -> None:
-        """Tell how many files are done in a stage of a long job: ten times a second, and at its start."""
+        """Send how many files are done in a stage of a long job: at its start, and at most ten times a second."""
         self.check()
         now = time.monotonic()
-        if self.told[0] != stage or now >= self.told[1] + _TOLD_EVERY:
-            self.told = (stage, now)
+        if self.progress[0] != stage or now >= self.progress[1] + _PROGRESS_EVERY_S:
+            self.progress = (stage, now)
             self.send(wire.PROGRESS, json.dumps([stage, done]).encode())
 
     def send(
@@ -129,8 +129,11 @@ class Session:
         block: int = -1,
         more: bool = False,
     ) -> None:
-        """One frame; blocks while the reader is slow. `parts` go out without being joined; none if `slot` has them.
-        `more`: another follows at once, and they go together."""
+        """Send one frame; blocks while the reader is slow.
+
+        `parts` are sent without joining them; a payload in `slot` has no parts. `more`: another frame follows
+        at once, and both are sent together.
+        """
         length = sum(len(part) for part in parts) if size is None else size
         header = wire.HEADER.pack(kind, len(digest), slot, rows, length, block, digest)
         self.unsent += (header, *parts)
@@ -147,16 +150,18 @@ class Session:
         self.torn = False
 
     def wait_for_go(self, job: Job) -> None:
-        """Nothing of a held job is read before."""
+        """Wait until a held job may read. Raises: Coded("cancelled")."""
         if job.held and self.channel.recv(1) != bytes((wire.GO,)):
             raise Coded("cancelled")
 
     def credits(self, idle: Callable[[], None]) -> bytes:
-        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY. `idle` is called now and
-        then if it takes a while."""
-        told = select.poll()
-        told.register(self.channel, select.POLLIN | select.POLLRDHUP)
-        while not told.poll(_PATIENCE * 1000):
+        """Wait for bytes of the connector about the ring: numbers of free slots, or ANYWAY.
+
+        `idle` is called repeatedly while it takes long.
+        """
+        watched = select.poll()
+        watched.register(self.channel, select.POLLIN | select.POLLRDHUP)
+        while not watched.poll(_PATIENCE * 1000):
             idle()
         try:
             found = self.channel.recv(16)
@@ -167,7 +172,7 @@ class Session:
         return found
 
     def end(self, error: BaseException) -> None:
-        """It could not begin."""
+        """Report that the session could not start, and close it."""
         self._say_last(error)
         self._close()
 
@@ -175,13 +180,13 @@ class Session:
         try:
             self.maker.submit(int).result()  # its thread starts now, while nothing limits our memory
             self._work()
-        except BaseException as error:  # noqa: BLE001  of an error report, say: others read in this process
+        except BaseException as error:  # noqa: BLE001  other sessions run in this process
             self._say_last(error)
         finally:
             self._close()
 
     def _say_last(self, error: BaseException) -> None:
-        """Where no report can be made: an end that is no crash of the process."""
+        """Send a prepared error where no report can be built, so that the end does not look like a crash."""
         noise = self.job is not None and self.job.noise
         if not noise:
             crash_report.tell(error)
@@ -204,7 +209,7 @@ class Session:
             self._fail_because(error, asked=self.job is not None and self.job.kind in ("query", "report"))
 
     def _fail_because(self, error: BaseException, *, asked: bool) -> None:
-        """A file that changed while it was read is the reason, whatever the engine makes of it."""
+        """Report an error. A file that changed while it was read is the cause, whatever the engine reports."""
         for found in self.files:
             try:
                 found.check_unchanged()
@@ -214,18 +219,18 @@ class Session:
             except Coded as end:
                 self._fail(end.code, type(end).__name__, facts=end.facts)
                 return
-            except Exception:  # noqa: BLE001, S110  it cannot be told, as memory is short still: `error` is the reason
+            except Exception:  # noqa: BLE001, S110  memory may still be short: report `error`
                 pass
         code, kind = duckdb_engine.code_of(error, asked=asked), type(error).__name__
         if self.job is not None and self.job.noise and code not in _NOT_OF_ROWS:
-            # Which error it is depends on the rows, exactly: none of them is told from another.
+            # The error depends on the exact rows, so all errors look the same.
             code, kind = "noise_failed", "Exception"
         elif self.torn:
-            crash_report.tell(error)  # nobody else would hear of it
+            crash_report.tell(error)  # it cannot be sent any more
         self._fail(code, kind)
 
     def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
-        """Tell a code; `message` only where the sentence is ours."""
+        """Send an error code. `message`: only text of our own, never of the engine."""
         told = {
             "code": "cancelled" if self.cancelled else code,
             "class": kind,
@@ -236,7 +241,7 @@ class Session:
             self.send(wire.ERROR, json.dumps(told).encode())
 
     def _close(self) -> None:
-        with ExitStack() as last:  # each of it, whatever another raises: our caller waits until the socket is closed
+        with ExitStack() as last:  # each step, even if another raises: the caller waits until the socket is closed
             last.callback(self.worker.ended, self)
             if self.shared is not None:
                 last.callback(os.close, self.shared)
@@ -255,7 +260,7 @@ class Session:
 
 
 def _rests(opening: Opening) -> bool:
-    """Whether another job may have it; not where that cannot be told, as memory is short still."""
+    """Whether another job may use it; False on any error, as memory may still be short."""
     try:
         return opening.rest()
     except Exception:  # noqa: BLE001  the session must end in any case: its caller waits
@@ -263,7 +268,7 @@ def _rests(opening: Opening) -> bool:
 
 
 class Worker:
-    """The watching side: takes job sockets, runs sessions, limits the process."""
+    """Accepts job sockets, runs their sessions, and limits the process."""
 
     def __init__(self, control: socket.socket, folder: Path) -> None:
         self.control = control
@@ -277,23 +282,23 @@ class Worker:
         self.shared: tuple[int, mmap.mmap] | None = None  # the memory file that we have mapped last
 
     def warm_up(self) -> None:
-        """Before the first job, and before `run`."""
+        """Load libraries and start threads. Call once, before `run`."""
         duckdb_engine.warm_up()
-        with ThreadPoolExecutor(2) as two:  # a job's threads get the stacks of these
+        with ThreadPoolExecutor(2) as two:  # the stacks of these threads are reused by jobs
             list(two.map(time.sleep, (0.01, 0.01)))
         self.keeping.start()
 
     def run(self) -> None:
-        """Until the control socket closes."""
+        """Serve until the control socket closes."""
         self.control.sendall(b"+")  # ready
         while True:
             try:
                 self._look()
-            except MemoryError:  # a session has taken all: it ends soon, and others read on
+            except MemoryError:  # one session used up the memory: it ends soon, others go on
                 time.sleep(_INTERRUPT_EVERY)
 
     def _look(self) -> None:
-        """Wait until something happens, and do what it wants."""
+        """Wait for one event and handle it."""
         watched = select.poll()
         watched.register(self.control, select.POLLIN | select.POLLHUP)
         watched.register(self.wake_out, select.POLLIN)
@@ -320,7 +325,7 @@ class Worker:
 
     @property
     def crowded(self) -> bool:
-        """Whether more jobs are here than can work at once."""
+        """Whether there are more jobs than can work at once."""
         return len(self.sessions) > self.floor.places
 
     def admit(self, session: Session, job: Job) -> None:
@@ -331,7 +336,7 @@ class Worker:
         limit_cpu(job)
 
     def ended(self, session: Session) -> None:
-        """Forget a session, close its socket (the caller sees that we are free)."""
+        """Remove a session and close its socket, by which the caller sees that we are free."""
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
@@ -341,11 +346,11 @@ class Worker:
         self._limit_memory()
 
     def _limit_memory(self) -> None:
-        with self.lock:  # who has ended and who begins at once: what the later of them sees is what is set
+        with self.lock:  # sessions end and start at once: the last of them sets the limit
             self.keeping.limit([(session.memory_mb, session.plain) for session in self.sessions.values()])
 
     def map(self, descriptor: int, size: int) -> mmap.mmap:
-        """The memory shared with the connector. What we have mapped already keeps its pages at hand."""
+        """Return the memory shared with the connector. The last mapping is kept, with its pages."""
         number = os.fstat(descriptor).st_ino
         with self.lock:
             if self.shared is None or self.shared[0] != number:
@@ -359,8 +364,8 @@ class Worker:
             data, descriptors = b"", []
         if not data:
             shutil.rmtree(self.folder, ignore_errors=True)
-            os._exit(0)  # the connector is gone or wants us gone; there is nothing to save
-        with_desk, with_ring = next(both for both, told in wire.WITH.items() if told == data)
+            os._exit(0)  # the connector has ended or ends us; there is nothing to save
+        with_desk, with_ring = next(both for both, sent in wire.WITH.items() if sent == data)
         if len(descriptors) < 1 + with_desk + with_ring:  # the caller sees its socket closed
             crash_report.say("no more descriptors")
             for descriptor in descriptors:
@@ -380,12 +385,12 @@ class Worker:
                 self.sessions[session.channel.fileno()] = session
             self._limit_memory()
             session.thread.start()
-        except Exception as error:  # noqa: BLE001  no thread, no memory, no file: others read in this process
+        except Exception as error:  # noqa: BLE001  no thread, memory or file: other sessions go on
             session.end(error)
 
 
 def read_job(channel: socket.socket) -> Job:
-    """The job and its blobs."""
+    """Return the job with its blobs. Raises: Coded("job_invalid") for one that is too large."""
     (length,) = wire.LENGTH.unpack(receive(channel, wire.LENGTH.size))
     if length > wire.JOB_MAX:
         raise Coded("job_invalid")
@@ -394,7 +399,7 @@ def read_job(channel: socket.socket) -> Job:
 
 
 def receive(channel: socket.socket, size: int) -> bytearray:
-    """Exactly `size` bytes."""
+    """Return exactly `size` bytes. Raises: Coded("cancelled") if the socket closes before."""
     data = bytearray(size)
     view, got = memoryview(data), 0
     while got < size:
@@ -405,12 +410,12 @@ def receive(channel: socket.socket, size: int) -> bytearray:
 
 
 def views_of(parts: list[Any]) -> list[memoryview]:
-    """The bytes of parts, where they are; nothing of those that have none."""
+    """Return views of the parts that are not empty, without a copy."""
     return [memoryview(part).cast("B") for part in parts if len(part)]
 
 
 def send_all(channel: socket.socket, views: list[memoryview]) -> None:
-    """All of them, in as few calls as the kernel takes, none of them joined."""
+    """Send all views in as few calls as possible, without joining them."""
     for group in _groups(views):
         while group:
             sent = channel.sendmsg(group)

@@ -1,7 +1,7 @@
-"""The tasks of a worker, one function per kind of job; table TASKS. Runs in a worker only.
+"""Handlers of a worker, one function for each kind of job; table TASKS. Runs in a worker only.
 
-Each task gets its session (sends frames and cleans up) and its job. Knows nothing of agreements or policies, except the
-re-check that a job asks for.
+A handler gets its session, which sends frames and cleans up, and its job. Knows nothing of agreements or policies,
+except the recheck that a job asks for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from connector.engine.worker.inspect import arrow_files, parquet_footers, untrus
 from connector.engine.worker.inspect import profile as dataset_profile
 from connector.engine.worker.read import batching, duckdb_engine, parquet_scan, row_ranges, wide_tables
 from connector.engine.worker.read.scan_scheduler import Resting
-from connector.engine.worker.write.arrow_stream import ArrowStreamWriter, Format, Frames
+from connector.engine.worker.write.arrow_stream import ArrowStreamWriter, Format, FrameWriter
 from connector.infra import jemalloc
 from policies.errors import PolicyError
 
@@ -37,24 +37,24 @@ if TYPE_CHECKING:
 
 _VALUE_ROWS_MAX = 10_000
 _AHEAD = 2  # batches
-_LARGE = 16 * 2**20  # bytes of a batch beside which no other is made
-_BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
+_LARGE = 16 * 2**20  # bytes of a batch: while a larger one is sent, no other is made
+_BATCHES = 8 * 2**20  # bytes of the batches of all scans in a process together, one each
 _BATCH_MIN = 2**19
 _ALL = 2**62
-_UNFIT = ("query_invalid", "computation_failed")  # a statement and the types of its columns
-# With whole numbers and decimals: types that the engine gives as they are stored.
+_UNFIT = ("query_invalid", "computation_failed")  # codes of a statement that does not fit its columns' types
+# Types that the engine returns as they are stored, in addition to whole numbers and decimals.
 _PLAIN = (pa.bool_(), pa.float32(), pa.float64(), pa.string(), pa.date32())
 
 
 def run(session: Session, job: Job) -> None:
-    """Do a job of a known kind."""
+    """Run a job. Raises: Coded("job_invalid") for an unknown kind."""
     if job.kind not in TASKS:
         raise Coded("job_invalid")
     TASKS[job.kind](session, job)
 
 
-def opened(session: Session, job: Job, answers: Mapping[str, list[pa.Table]] = MappingProxyType({})) -> Any:
-    """A fenced engine with the job's relations in it, `answers` among them, and its SQL checked once more."""
+def open_engine(session: Session, job: Job, answers: Mapping[str, list[pa.Table]] = MappingProxyType({})) -> Any:
+    """Return a fenced engine with the job's relations, `answers` included, after its SQL was rechecked."""
     opening = session.open(job)
     con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.keeping.engine)
     for name, relation in job.relations.items():
@@ -67,21 +67,21 @@ def opened(session: Session, job: Job, answers: Mapping[str, list[pa.Table]] = M
     return con
 
 
-def _answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
-    """The answers that came unread, all of them whole; what is in them is told at once."""
-    unread = untrusted_arrow.Unread(job, session.check)
+def _read_answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
+    """Return the job's unread answers by relation, and send what they hold. All must be complete."""
+    unread = untrusted_arrow.UnreadAnswers(job, session.check)
     tables = {
         name: unread.tables(relation.answers, relation.columns)
         for name, relation in job.relations.items()
         if relation.answers
     }
     if tables:
-        session.send(wire.ANSWERS, json.dumps([told for _, told in sorted(unread.told.items())]).encode())
+        session.send(wire.ANSWERS, json.dumps([one for _, one in sorted(unread.summaries.items())]).encode())
     return tables
 
 
 def _recheck(con: Any, job: Job, sql: str = "") -> None:
-    """The engine's own parser reads the SQL and finds only what the gate put there (federated-query 3.4, step 7)."""
+    """Check with the engine's parser that the SQL has only what the gate put there (federated-query 3.4, step 7)."""
     if job.recheck is None:
         return
     from policies.sql import engine_recheck as second
@@ -94,77 +94,77 @@ def _recheck(con: Any, job: Job, sql: str = "") -> None:
 
 
 def query(session: Session, job: Job) -> None:
-    """Stream the rows of one SELECT: schema, trailer, batches, end."""
-    schema, parts = _parts(session, job)
-    with closing(_Ahead(session, parts)) as coming:
-        out = Frames(session, job, _format(job, schema), idle=coming.idle, sized=coming.sized)
+    """Send the rows of one SELECT: schema, trailer, batches, end."""
+    schema, parts = _read_parts(session, job)
+    with closing(_Prefetcher(session, parts)) as coming:
+        out = FrameWriter(session, job, _make_format(job, schema), idle=coming.idle, sized=coming.set_size)
         for batch, at, block in coming:
             session.check()
             if batch.num_rows:
-                out.write(batch, at=at, block=block, last=coming.over)
-            del batch  # a large one need not be in memory while the next is made
+                out.write(batch, at=at, block=block, last=coming.has_ended)
+            del batch  # frees a large one while the next is made
     for found in session.files:
         found.check_unchanged()
     out.end()
 
 
-class _Ahead:
-    """Parts, made while those before are digested and copied: both work outside the interpreter's lock.
+class _Prefetcher:
+    """Makes batches in a thread while earlier ones are digested and copied. Both work outside the interpreter's lock.
 
-    One is asked for beside the one that is being made: the engine need not wait until we have woken up. Where others
-    have work for the processors, that is not worth the memory; and what a large one is made of takes several times as
-    much as itself, so the next is made when it has gone.
+    Two are requested at a time, so that the engine need not wait for this thread. With many jobs in the process only
+    one is: the memory is not worth it. The next batch after a large one is made when that has been sent, because
+    making it takes several times its size.
     """
 
     def __init__(self, session: Session, parts: Iterator[row_ranges.RangeBatch]) -> None:
         self._session, self._parts = session, parts
         self._most = 1 if session.worker.crowded else _AHEAD
-        self._coming = deque(self._next() for _ in range(self._most))
+        self._coming = deque(self._submit_next() for _ in range(self._most))
 
     def __iter__(self) -> Iterator[row_ranges.RangeBatch]:
         while (part := self._coming.popleft().result()) is not None:
             yield part
             del part
             if not self._coming:  # it was large, or empty
-                self._coming.append(self._next())
+                self._coming.append(self._submit_next())
 
-    def sized(self, size: int) -> None:
-        """The part that was given last has so many bytes: those that follow may be made beside it, or not yet."""
+    def set_size(self, size: int) -> None:
+        """Take the size of the current batch: after a small one the next are requested at once."""
         while size <= _LARGE and len(self._coming) < self._most:
-            self._coming.append(self._next())
+            self._coming.append(self._submit_next())
 
-    def over(self) -> bool:
-        """Whether it is known by now that nothing follows."""
+    def has_ended(self) -> bool:
+        """Whether the source has already ended."""
         if not self._coming:
             return False
         following = self._coming[0]
         return following.done() and following.exception() is None and following.result() is None
 
     def idle(self) -> None:
-        """Our reader keeps us waiting: others may have the engine."""
+        """Let others have the engine while the reader is slow."""
         if isinstance(self._parts, Resting):
             wait(self._coming)
             self._parts.idle()
 
     def close(self) -> None:
-        """End, whatever is under way."""
+        """Stop all work."""
         if isinstance(self._parts, Resting):
             self._parts.close()
         for unwanted in self._coming:
             unwanted.cancel()
-        while wait(self._coming, timeout=0.02).not_done:  # interrupted once can be too early
+        while wait(self._coming, timeout=0.02).not_done:  # one interrupt can come too early
             self._session.interrupt()
         if isinstance(self._parts, Resting):
             self._parts.rest()
         elif isinstance(self._parts, Generator):
             self._parts.close()  # before the engine that its threads may work in
 
-    def _next(self) -> Future[row_ranges.RangeBatch | None]:
+    def _submit_next(self) -> Future[row_ranges.RangeBatch | None]:
         return self._session.maker.submit(next, self._parts, None)
 
 
-def _format(job: Job, schema: pa.Schema) -> Format:
-    if notes := job.arguments.get("notes"):  # our own; what others note in a schema goes no further (decision 51)
+def _make_format(job: Job, schema: pa.Schema) -> Format:
+    if notes := job.arguments.get("notes"):  # our own; foreign schema metadata is dropped (decision 51)
         schema = schema.with_metadata(notes)
     if job.format == wire.ARROW:
         return ArrowStreamWriter(schema, codec=job.codec, digest=job.digest, trailer_room=job.trailer_room)
@@ -173,18 +173,18 @@ def _format(job: Job, schema: pa.Schema) -> Format:
     return FileFormatWriter(job, schema)
 
 
-def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.RangeBatch]]:
-    """The schema and the batches of a query, with their places where it is one of ranges."""
-    if (only := _turns(session, job)) is not None:
+def _read_parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.RangeBatch]]:
+    """Return the schema and the batches of a query, with their places if it reads ranges."""
+    if (only := _find_turns(session, job)) is not None:
         session.wait_for_go(job)
         resting = _open_resting(session, job, only)
         return resting.schema, resting
-    answers = _answers(session, job)
-    if job.passed and (found := _passed(session, job, answers)) is not None:
+    answers = _read_answers(session, job)
+    if job.passed and (found := _read_passed(session, job, answers)) is not None:
         return found
-    con = opened(session, job, answers)
+    con = open_engine(session, job, answers)
     assert session.opening is not None
-    only = _group_by_group(con, session, job) if job.only is None else job.only
+    only = _row_group_ranges(con, session, job) if job.only is None else job.only
     if only is not None:
         session.wait_for_go(job)
         cons, paths = session.opening.cons, session.files[0].paths
@@ -194,16 +194,16 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[row_ranges.R
     rows = duckdb_engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     session.wait_for_go(job)
-    schema, batches = _batches(session, job, relation, rows)
+    schema, batches = _read_batches(session, job, relation, rows)
     if job.noise:
-        schema, batches = _noisy(session, schema, batches, job.noise)
+        schema, batches = _add_noise(session, schema, batches, job.noise)
     return schema, map(row_ranges.RangeBatch, batches)
 
 
-def _passed(
+def _read_passed(
     session: Session, job: Job, answers: Mapping[str, list[pa.Table]]
 ) -> tuple[pa.Schema, Iterator[row_ranges.RangeBatch]] | None:
-    """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
+    """Return the rows of a stream unchanged; None if it has a type that the engine would change."""
     opening, ((name, relation),) = session.open_new(job), job.relations.items()
     if name in answers:
         reader: Any = pa.concat_tables(answers[name]).to_reader()  # of one fragment
@@ -212,7 +212,7 @@ def _passed(
     if not all(map(_is_plain, reader.schema.types)):
         opening.close()
         return None
-    schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # of the foreign one only the types
+    schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # only the types of the foreign schema
     batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
     return schema, (row_ranges.RangeBatch(piece) for batch in batches for piece in batching.cut(batch, job.batch_bytes))
 
@@ -221,11 +221,11 @@ def _is_plain(kind: pa.DataType) -> bool:
     return kind in _PLAIN or bool(pa.types.is_integer(kind) or pa.types.is_decimal128(kind))
 
 
-def _turns(session: Session, job: Job) -> wire.Ranges | None:
-    """The ranges of a scan that takes turns with others: of Parquet, whose rows leave as they are.
+def _find_turns(session: Session, job: Job) -> wire.Ranges | None:
+    """Return the ranges of a Parquet scan that takes turns with other scans; None for a scan that does not.
 
-    Where rows are left out, nobody can say how long the next batch takes, and the others would wait for it. A scan of
-    everything is one of ranges only among many: it costs a little.
+    A filtered scan does not: its next batch may take any time, while the others wait. Reading everything as ranges
+    costs a little, so it is done only among many jobs.
     """
     relation = job.relations.get(job.scan)
     if relation is None or relation.kind not in wire.PARQUET:
@@ -235,15 +235,15 @@ def _turns(session: Session, job: Job) -> wire.Ranges | None:
     return job.only
 
 
-def _group_by_group(con: Any, session: Session, job: Job) -> wire.Ranges | None:
-    """The row groups of a scan of wide rows, which take the less disk; None of other answers."""
+def _row_group_ranges(con: Any, session: Session, job: Job) -> wire.Ranges | None:
+    """Return the row groups of a scan of wide tables as ranges, which need less disk; None for other jobs."""
     relation = job.relations.get(job.scan)
     if relation is None or relation.kind not in wire.PARQUET or not job.limits.temp_mb:
         return None
     if find_position_clash(relation.kind, [{"name": name} for name in con.view(job.scan).columns]):
         return None
     found = []
-    for number, groups in enumerate(divisible_source(relation.kind).groups(_opened(session.files[0]))):
+    for number, groups in enumerate(divisible_source(relation.kind).groups(_open_files(session.files[0]))):
         ends = list(accumulate(rows for rows, _ in groups))
         found += [wire.Range(-1, number, first, stop) for first, stop in pairwise([0, *ends])]
     return wire.Ranges(found, "") if found else None
@@ -265,28 +265,28 @@ def _open_resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     )
 
 
-def _noisy(
+def _add_noise(
     session: Session, schema: pa.Schema, batches: Iterator[pa.RecordBatch], plan: Mapping[str, Any]
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     from connector.engine.worker.write import noise  # here: only answers with noise need its library
 
-    table = noise.add(schema, _checked(session, batches), plan)
+    table = noise.add(schema, _check_between(session, batches), plan)
     return table.schema, iter(table.to_batches())
 
 
-def _checked(session: Session, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same; ends between two of them where the job is cancelled."""
+def _check_between(session: Session, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches. Raises: Coded between two of them if the job is cancelled."""
     for batch in batches:
         session.check()
         yield batch
 
 
-def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The rows by the engine, or straight from the pages where nothing is done to them and that is faster."""
+def _read_batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return the rows from the engine, or from pyarrow where they are unchanged and that is faster."""
     if job.scan and job.batch_rows is None:
         schema = duckdb_engine.schema_of(relation)
         paths = session.files[list(job.relations).index(job.scan)].paths
-        if parquet_scan.faster(schema, paths, job.relations[job.scan].kind, crowded=session.worker.crowded):
+        if parquet_scan.is_faster(schema, paths, job.relations[job.scan].kind, crowded=session.worker.crowded):
             threads = job.limits.threads > 1
             return schema, parquet_scan.batches(paths, schema, rows=rows, target=job.batch_bytes, threads=threads)
     assert session.opening is not None
@@ -295,49 +295,53 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
 
 
 def report(session: Session, job: Job) -> None:
-    """The rows of a small answer as JSON: for reports and counts, at most 10,000 rows."""
-    con = opened(session, job)
+    """Send the rows of a small answer as JSON, at most 10,000: for reports and counts."""
+    con = open_engine(session, job)
     relation = duckdb_engine.query(con, job.sql, job.params)
     schema, batches = duckdb_engine.batches(relation, rows=_VALUE_ROWS_MAX + 1, target=1 << 30)
     rows: list[list[Any]] = []
     for batch in batches:
         if len(rows) + batch.num_rows > _VALUE_ROWS_MAX:
             raise Coded("rows_limit")
-        rows += [[_plain(cell) for cell in row] for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
-    value(session, {"columns": schema.names, "rows": rows})
+        rows += [
+            [_to_json_cell(cell) for cell in row] for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)
+        ]
+    send_value(session, {"columns": schema.names, "rows": rows})
 
 
 def describe(session: Session, job: Job) -> None:
-    """The schema of an answer, as its IPC message in base64, without reading a row of it."""
-    con = opened(session, job)
+    """Send the schema of an answer as its IPC message in base64, without reading a row."""
+    con = open_engine(session, job)
     schema = duckdb_engine.schema_of(duckdb_engine.query(con, job.sql, job.params))
-    value(session, {"schema": base64.b64encode(schema.serialize().to_pybytes()).decode()})
+    send_value(session, {"schema": base64.b64encode(schema.serialize().to_pybytes()).decode()})
 
 
-def _plain(cell: Any) -> Any:
+def _to_json_cell(cell: Any) -> Any:
     return cell if cell is None or isinstance(cell, (bool, int, float, str)) else str(cell)
 
 
-def _opened(files: duckdb_engine.Files) -> list[Any]:
+def _open_files(files: duckdb_engine.Files) -> list[Any]:
     return [files.open(number) for number in range(len(files.refs))]
 
 
 def plan(session: Session, job: Job) -> None:
-    """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
-    con = opened(session, job)
+    """Send the schema (Arrow, base64) of a read and the row groups of each file, without reading rows."""
+    con = open_engine(session, job)
     relation = next(iter(job.relations.values()))
-    groups = divisible_source(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
+    groups = (
+        divisible_source(relation.kind).groups(_open_files(session.files[0])) if job.arguments.get("groups") else None
+    )
     schema = duckdb_engine.schema_of(duckdb_engine.query(con, job.sql, job.params))
-    value(session, {"groups": groups, "schema": base64.b64encode(schema.serialize()).decode()})
+    send_value(session, {"groups": groups, "schema": base64.b64encode(schema.serialize()).decode()})
 
 
-def value(session: Session, found: Any) -> None:
-    """A JSON answer."""
+def send_value(session: Session, found: Any) -> None:
+    """Send a JSON answer."""
     session.send(wire.VALUE, json.dumps(found, ensure_ascii=False, allow_nan=False, default=str).encode())
 
 
 def profile(session: Session, job: Job) -> None:
-    """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
+    """Send the profile of a version for its owner: schema, rows, figures of each column, digests of the files."""
     name, relation = next(iter(job.relations.items()))
     opening = session.open(job)
     files = opening.pin(relation)
@@ -358,7 +362,7 @@ def profile(session: Session, job: Job) -> None:
         while not wait((coming,), timeout=0.1).done:
             told(max(0.0, con.query_progress()) / 100)
         row: Sequence[Any] = coming.result()
-        jemalloc.purge()  # the next columns could not take it: it is of other sizes
+        jemalloc.purge()  # its free blocks do not fit the next columns
         return row
 
     room = job.limits.memory_mb * 2**20 // 2
@@ -366,11 +370,11 @@ def profile(session: Session, job: Job) -> None:
     found = dataset_profile.profile(
         con, name, files, sizes=sizes, room=room, reached=session.reached, ask=ask, guessed=guessed
     )
-    value(session, found)
+    send_value(session, found)
 
 
 def convert(session: Session, job: Job) -> None:
-    """Text to Parquet, into `arguments.target` (a new file in a folder of the connector's own); gone after an error."""
+    """Convert text to Parquet in `arguments.target`, a new file of the connector; removed after an error."""
     relation = job.relations[next(iter(job.relations))]
     opening = session.open(job)
     files = opening.pin(relation)
@@ -379,43 +383,45 @@ def convert(session: Session, job: Job) -> None:
     try:
         found = source(relation.kind).convert(con, files.paths, relation.options, target)
         files.check_unchanged()
-        value(session, found | {"files": dataset_profile.digests(files, reached=session.reached)})
+        send_value(session, found | {"files": dataset_profile.digests(files, reached=session.reached)})
     except BaseException:
         Path(target).unlink(missing_ok=True)
         raise
 
 
 def check_arrow(session: Session, job: Job) -> None:
-    """Validate a foreign Arrow stream, from `arguments.path` or blob 0, and say what is in it."""
-    value(session, untrusted_arrow.check(job, check=session.check))
+    """Validate a foreign Arrow stream, from `arguments.path` or blob 0, and send what it holds."""
+    send_value(session, untrusted_arrow.check(job, check=session.check))
 
 
 def read_answers(session: Session, job: Job) -> None:
-    """Read small answers of several owners, and say what is in them."""
-    value(session, untrusted_arrow.read(job, check=session.check))
+    """Read small answers of several owners and send what they hold."""
+    send_value(session, untrusted_arrow.read(job, check=session.check))
 
 
 def shapes(session: Session, job: Job) -> None:
-    """The schema of what each of `arguments.statements` gives, as its IPC message in base64, and pairs of the numbers
-    of columns that Arrow has as other types, and these types; while nothing is computed. The schema is empty where the
-    engine does not take a statement, None where it takes too much to say."""
+    """Send for each of `arguments.statements` its answer's schema and the engine's types that Arrow lacks.
+
+    The schema is an IPC message in base64: empty where the engine refuses the statement, None where binding takes too
+    much. The types are pairs of a column's number and the engine's type. No statement is run.
+    """
     opening, found = session.open(job), []
     for sql in job.arguments["statements"]:
         session.check()
-        found.append(_shape(opening.ready_once({}, session.worker.keeping.engine), job, sql))
-        if found[-1][0] is None:  # the engine may be of no use after it
+        found.append(_describe_statement(opening.ready_once({}, session.worker.keeping.engine), job, sql))
+        if found[-1][0] is None:  # the engine may be unusable after it
             opening.let_go()
-    value(session, found)
+    send_value(session, found)
 
 
-def _shape(con: Any, job: Job, sql: str) -> tuple[str | None, list[tuple[int, str]]]:
+def _describe_statement(con: Any, job: Job, sql: str) -> tuple[str | None, list[tuple[int, str]]]:
     try:
         _recheck(con, job, sql)
         schema, others = duckdb_engine.schema_bound(con, sql)
         return base64.b64encode(schema.serialize().to_pybytes()).decode(), [*others.items()]
     except Coded:
         return "", []
-    except Exception as error:  # types are others' words: what one of them does must not end what is said of the rest
+    except Exception as error:  # a foreign type must not end the job for the other statements
         code = duckdb_engine.code_of(error, asked=True)
         if code == "cancelled":
             raise
@@ -423,8 +429,8 @@ def _shape(con: Any, job: Job, sql: str) -> tuple[str | None, list[tuple[int, st
 
 
 def unite_keys(session: Session, job: Job) -> None:
-    """The keys of several answers as one list, where that needs no engine."""
-    value(session, untrusted_arrow.unite(job, check=session.check))
+    """Unite the keys of several answers, and send whether that was possible without an engine."""
+    send_value(session, untrusted_arrow.unite(job, check=session.check))
 
 
 def verbatim(session: Session, job: Job) -> None:

@@ -15,7 +15,7 @@ import pytest
 from connector.dataplane import contract_routes
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
-from connector.engine.worker.inspect.answer_types import Judge
+from connector.engine.worker.inspect.answer_types import AnswerTypeCheck
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.read.batching import plain_schema
 from connector.errors import HanseError, PeerNonsense, QueryInvalid
@@ -216,10 +216,10 @@ async def test_the_shapes_of_a_question_are_asked_for_once(asked: Asked, monkeyp
 
 def judged(kind: pa.DataType, came: pa.Array, *, counts: tuple[int, ...] = (), binned: bool = False) -> str:
     schema = base64.b64encode(pa.schema({"v": kind}).serialize().to_pybytes()).decode()
-    judge = Judge(Shape(schema, counts, binned).to_json(), ["v"])
+    judge = AnswerTypeCheck(Shape(schema, counts, binned).to_json(), ["v"])
     batch = pa.record_batch({"v": came})
-    judge.schema(batch.schema)
-    judge.batch(batch)
+    judge.check_schema(batch.schema)
+    judge.check_batch(batch)
     return judge.wrong
 
 
@@ -343,8 +343,8 @@ def _wrong(fragment: Fragment, datasets: Sequence[GatedDataset], owner: duckdb.D
         duckdb_engine.fence(con, paths=[], limits=Limits())
         said, others = duckdb_engine.schema_bound(con, expected_types._write_for_owner(sql, reads)[0])
     schema = base64.b64encode(said.serialize().to_pybytes()).decode()
-    judge = Judge(expected_types._shape(fragment, schema, [*others.items()]).to_json(), fragment.outputs)
-    judge.schema(came)
+    judge = AnswerTypeCheck(expected_types._shape(fragment, schema, [*others.items()]).to_json(), fragment.outputs)
+    judge.check_schema(came)
     return judge.wrong
 
 

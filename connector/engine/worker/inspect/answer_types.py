@@ -1,7 +1,7 @@
-"""Whether an answer has the shape that it must have (`connector.federation.expected_types`). Runs in a worker.
+"""Compares an answer's types with the expected ones (`connector.federation.expected_types`). Runs in a worker.
 
-Types are the same where every reader takes one for the other: a dictionary, a view, long offsets or another zone are
-ways to write the same values down. Nothing else is: whole numbers are no text, no DOUBLE, and no smaller DECIMAL.
+Two types are equal where they only encode the same values differently: a dictionary, a view, long offsets, another
+time zone. Whole numbers are not equal to text, to DOUBLE or to a smaller DECIMAL.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_SHOWN = 100  # characters of a type that somebody else has made
+_SHOWN = 100  # characters of a foreign type
 _COUNTED_MAX = 2**48  # rows that one answer may count: no data has as many, and those of all owners still add up
 
 
-class Judge:
-    """Looks at one answer; `wrong` says what is not as it should be, empty while nothing is known to be."""
+class AnswerTypeCheck:
+    """Checks one answer. `wrong` describes the first difference; empty while all fits."""
 
     def __init__(self, shape: Sequence[Any] | None, names: Sequence[str]) -> None:
-        """`shape`: as `Shape.to_json` gives it, None where nothing is known of the answer. `names`: of its columns."""
+        """`shape`: from `Shape.to_json`, or None where nothing is expected. `names`: the answer's columns."""
         self.wrong = ""
         self.names = names
         self._shape = shape
@@ -31,31 +31,31 @@ class Judge:
         self._finite: list[int] = []
         self._binned = False
 
-    def schema(self, found: pa.Schema) -> None:
-        """The types of the answer."""
-        if self._shape is None or len(found) != len(self.names):  # other columns are told by their names
+    def check_schema(self, found: pa.Schema) -> None:
+        """Check the types of the answer."""
+        if self._shape is None or len(found) != len(self.names):  # the caller compares the names
             return
         schema, self._counts, self._binned = self._shape
         if schema:
             expected = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(schema)))
             for number, (kind, came) in enumerate(zip(expected.types, found.types, strict=True)):
-                self._type(number, kind, came)
+                self._check_type(number, kind, came)
         elif schema is None:
             self.wrong = "the types of its columns are too large, or too deep, to be checked; ask for other columns"
         else:
             self.wrong = "the question does not fit the types that were agreed, and was answered nonetheless"
 
-    def _type(self, number: int, kind: pa.DataType, came: pa.DataType) -> None:
-        binned = self._binned and number not in self._counts and _numbers(kind, came)
-        if not (binned or _same(kind, came)):
+    def _check_type(self, number: int, kind: pa.DataType, came: pa.DataType) -> None:
+        binned = self._binned and number not in self._counts and _are_numbers(kind, came)
+        if not (binned or _is_same_type(kind, came)):
             self.wrong = (
                 self.wrong or f'expected "{self.names[number]}" as {_shorten_type(kind)}, came {_shorten_type(came)}'
             )
         elif pa.types.is_floating(came) and not pa.types.is_floating(kind):
             self._finite.append(number)
 
-    def batch(self, rows: pa.RecordBatch) -> None:
-        """Some rows of the answer."""
+    def check_batch(self, rows: pa.RecordBatch) -> None:
+        """Check some rows of the answer."""
         if self.wrong:
             return
         for number in self._counts:
@@ -74,30 +74,30 @@ def _shorten_type(kind: pa.DataType) -> str:
     return "".join(one if one.isprintable() else "?" for one in str(kind)[:_SHOWN])
 
 
-def _numbers(*kinds: pa.DataType) -> bool:
-    """Whether all are numbers that the engine reads as what they are."""
+def _are_numbers(*kinds: pa.DataType) -> bool:
+    """Whether all are numbers that the engine reads unchanged."""
     tests = (pa.types.is_integer, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal128)
     return all(any(test(kind) for test in tests) for kind in kinds)
 
 
-def _same(kind: pa.DataType, came: pa.DataType) -> bool:
-    return bool(kind == came) or _plain(kind) == _plain(came)
+def _is_same_type(kind: pa.DataType, came: pa.DataType) -> bool:
+    return bool(kind == came) or _canonical_type(kind) == _canonical_type(came)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type as it is written in one way only."""
+def _canonical_type(kind: pa.DataType) -> pa.DataType:
+    """Return the canonical form of a type."""
     if pa.types.is_dictionary(kind):
-        return kind if _nests(kind.value_type) else _plain(kind.value_type)
+        return kind if _nests(kind.value_type) else _canonical_type(kind.value_type)
     if pa.types.is_timestamp(kind):
         return pa.timestamp(kind.unit, None if kind.tz is None else "UTC")
     if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
+        return pa.map_(_canonical_type(kind.key_type), _canonical_type(kind.item_type))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type), kind.list_size)
+        return pa.list_(_canonical_type(kind.value_type), kind.list_size)
     if any(test(kind) for test in _LISTS):
-        return pa.list_(_plain(kind.value_type))
+        return pa.list_(_canonical_type(kind.value_type))
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(one.name, _plain(one.type)) for one in kind])
+        return pa.struct([pa.field(one.name, _canonical_type(one.type)) for one in kind])
     return _SHORT.get(kind, kind)
 
 

@@ -1,4 +1,4 @@
-"""What Arrow files are looked at for at registration: that they are read as they are meant, and how wide they are."""
+"""Checks Arrow IPC files at registration and measures their columns. Runs in a worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _SAMPLES, _SAMPLE_ROWS = 8, 1024
 
 
 def check(files: Files, *, reached: Reached) -> None:
-    """SourceUnreadable for Arrow files that are not of one schema, or that are not read as they are meant."""
+    """Check that the files have one schema, of types and in a format that are read unchanged.
+
+    Raises: SourceUnreadable.
+    """
     first: tuple[str, pa.Schema] | None = None
     for number, ref in enumerate(files.refs):
         reached("checking", number)
@@ -55,7 +58,7 @@ def _schema_of(file: pa.OSFile, name: str) -> pa.Schema:
 
 
 def check_values(files: Files, *, reached: Reached) -> None:
-    """SourceUnreadable for Arrow files whose batches are not what they say, or have values that would not stay so."""
+    """Check every batch. Raises: SourceUnreadable for invalid batches, and values that the engine would change."""
     try:
         for number, ref in enumerate(files.refs):
             with pa.OSFile(files.open(number)) as file:
@@ -66,8 +69,10 @@ def check_values(files: Files, *, reached: Reached) -> None:
 
 
 def sizes_of(files: Files) -> Sizes:
-    """Of columns whose values vary, by a few batches over all files: no file says more than its own size. Nothing
-    where such a batch does not fit into memory, or Arrow knows no way to write it out (words that are views)."""
+    """Return the widths of columns whose values vary in size, from a few batches over all files.
+
+    Empty where such a batch does not fit into memory, or Arrow cannot write it out (dictionaries of views).
+    """
     sizes: Counter[str] = Counter()
     rows = 0
     try:
@@ -82,7 +87,7 @@ def sizes_of(files: Files) -> Sizes:
 
 
 def _some_batches(files: Files) -> Iterator[pa.RecordBatch]:
-    """Their columns whose values vary."""
+    """Yield a few batches of the columns whose values vary in size."""
     chosen = _spread(len(files.refs), _SAMPLES)
     for number in chosen:
         with pa.OSFile(files.open(number)) as file:
@@ -93,13 +98,15 @@ def _some_batches(files: Files) -> Iterator[pa.RecordBatch]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below `count`, evenly apart."""
+    """Return at most `most` of the numbers below `count`, evenly spaced."""
     return sorted({number * count // most for number in range(most)}) if count else []
 
 
 def _check_version(file: pa.OSFile, name: str) -> None:
-    """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
-    takes the compressed bytes for the values."""
+    """Refuse a file of format version 4 with the compression of version 5: Arrow would read compressed bytes as values.
+
+    Raises: SourceUnreadable.
+    """
     metadata = _first_batch(file)
     message = flatbuffers.read_root(metadata) if metadata else 0
     if (
@@ -116,9 +123,11 @@ def _check_version(file: pa.OSFile, name: str) -> None:
 
 
 def _first_batch(file: pa.OSFile) -> memoryview:
-    """What the message of the first record batch says of itself, found by the file's footer (Arrow columnar format,
-    "IPC File Format"; File.fbs): where messages lie is the writer's to choose. Empty where there is none. No byte of a
-    body is read, which may be larger than memory."""
+    """Return the metadata of the first record batch's message, found by the footer; empty without a batch.
+
+    Writers may place messages anywhere (Arrow columnar format, "IPC File Format"; File.fbs). Bodies are not read: they
+    may be larger than memory.
+    """
     end = file.size() - len(_END) - 4
     size = _size_at(file, end)
     footer = memoryview(file.read_at(max(0, size), end - size))
@@ -138,7 +147,10 @@ def _first_batch(file: pa.OSFile) -> memoryview:
 
 
 def _size_at(file: pa.OSFile, at: int) -> int:
-    """How long what follows is; -1 for a mark. ValueError for what is longer than any writer makes it."""
+    """Return the length of the metadata that follows, or -1 for a mark.
+
+    Raises: ValueError where it is longer than any writer makes it.
+    """
     (found,) = struct.unpack("<i", file.read_at(4, at))
     if not -1 <= found <= _METADATA_MAX:
         raise ValueError(f"metadata of {found} bytes")
@@ -146,8 +158,8 @@ def _size_at(file: pa.OSFile, at: int) -> int:
 
 
 def _says_compressed(metadata: memoryview, message: int) -> bool:
-    """Whether the message of a record batch names a compression (Arrow's Message.fbs, in flatbuffers): field 3 of its
-    header, which is field 2 of the message."""
+    """Whether a record batch's message names a compression: field 3 of its header, which is field 2 of the message
+    (Arrow's Message.fbs)."""
     return flatbuffers.find_field(metadata, flatbuffers.follow_offset(metadata, message, 2), 3) > 0
 
 
@@ -158,8 +170,10 @@ def _unread_arrow(kind: pa.DataType) -> bool:
 
 
 def _unread_coded(kind: pa.DataType) -> bool:
-    """Whether it has runs or words of values that have parts or words themselves, or are of an extension: of some of
-    these the engine gives numbers of the words for the words, and others end it."""
+    """Whether a type is a dictionary or run-end encoding of nested, dictionary or extension values.
+
+    For some of these the engine returns dictionary positions instead of values; others end its process.
+    """
     runs = pa.types.is_run_end_encoded(kind)
     if not (runs or pa.types.is_dictionary(kind)):
         return False

@@ -1,6 +1,7 @@
-"""Whether Arrow files are what they say in every batch, and hold no value that the engine would give on as another.
+"""Validates every batch of Arrow files and refuses values that the engine would change.
 
-Looked at before the engine sees any of it: it takes an offset or a time as it comes. Knows nothing of SQL and profiles.
+Runs in a worker, before the engine reads the files: the engine trusts offsets and times. Knows nothing of SQL and
+profiles.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ _IN_NANOSECONDS = (pa.duration("ns"), pa.month_day_nano_interval())
 
 
 def check_batches(file: pa.NativeFile, name: str, each: Callable[[], None]) -> None:
-    """SourceUnreadable for a batch that is not valid or has such a value, with its column. `each`: before a batch."""
+    """Check all batches; `each` is called before each of them.
+
+    Raises: SourceUnreadable naming the column of an invalid batch or value.
+    """
     schema = pa.ipc.open_file(file).schema
     for start in range(0, len(schema), _COLUMNS_AT_ONCE):
         places = list(range(start, min(start + _COLUMNS_AT_ONCE, len(schema))))
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=places))
         for number in range(reader.num_record_batches):
             each()
-            _check(_read(reader, number, name), name)
+            _check_batch(_read_batch(reader, number, name), name)
 
 
-def _check(batch: pa.RecordBatch, name: str) -> None:
+def _check_batch(batch: pa.RecordBatch, name: str) -> None:
     for column, values in zip(batch.schema.names, batch.columns, strict=True):
         _check_valid(values, column, name)
-        if any(map(_may_be_another, parts(values.type))) and any(map(_is_another, _arrays(values))):
-            raise _not_exact(column, name)
+        if any(map(_may_change, parts(values.type))) and any(map(_has_changing_value, _arrays(values))):
+            raise _not_exact_error(column, name)
 
 
 def parts(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """A type and all those that it is made of."""
+    """Yield a type and all types nested in it."""
     yield kind
     if isinstance(kind, pa.BaseExtensionType):
         yield from parts(kind.storage_type)
@@ -49,7 +53,7 @@ def parts(kind: pa.DataType) -> Iterator[pa.DataType]:
         yield from parts(kind.field(number).type)
 
 
-def _read(reader: pa.RecordBatchFileReader, number: int, name: str) -> pa.RecordBatch:
+def _read_batch(reader: pa.RecordBatchFileReader, number: int, name: str) -> pa.RecordBatch:
     try:
         return reader.get_batch(number)
     except MemoryError:  # Arrow's own, too
@@ -74,7 +78,7 @@ def _check_valid(values: pa.Array, column: str, name: str) -> None:
         ) from error
 
 
-def _not_exact(column: str, name: str) -> SourceUnreadable:
+def _not_exact_error(column: str, name: str) -> SourceUnreadable:
     return SourceUnreadable(
         "expected durations and intervals of whole microseconds that are shorter than 292 years, days within 32 bits, "
         f"and timestamps within 64 bits of microseconds, came others in {column} of {name!r}; write them as whole "
@@ -86,7 +90,7 @@ def _not_exact(column: str, name: str) -> SourceUnreadable:
 
 
 def _arrays(values: pa.Array) -> Iterator[pa.Array]:
-    """A column and all those that it is made of."""
+    """Yield a column and all arrays nested in it."""
     yield values
     kind = values.type
     if isinstance(values, pa.ExtensionArray):
@@ -106,31 +110,31 @@ def _arrays(values: pa.Array) -> Iterator[pa.Array]:
         yield from _arrays(values.values)
 
 
-def _may_be_another(kind: pa.DataType) -> bool:
+def _may_change(kind: pa.DataType) -> bool:
     coarse = pa.types.is_timestamp(kind) and kind.unit in ("s", "ms")
     return bool(coarse or pa.types.is_date64(kind) or pa.types.is_duration(kind) or kind in _IN_NANOSECONDS)
 
 
-def _is_another(values: pa.Array) -> bool:
-    """Whether the engine, which has microseconds in 64 bits and days in 32, makes another value of one of these."""
-    if not _may_be_another(values.type) or len(values) == values.null_count:
+def _has_changing_value(values: pa.Array) -> bool:
+    """Whether the engine would change one of these values: it has microseconds in 64 bits and days in 32."""
+    if not _may_change(values.type) or len(values) == values.null_count:
         return False
-    numbers = _numbers(values, words=2 if values.type == pa.month_day_nano_interval() else 1)
+    numbers = _read_numbers(values, words=2 if values.type == pa.month_day_nano_interval() else 1)
     if values.type in _IN_NANOSECONDS:
         return bool((numbers % 1000).any())
-    return max(int(numbers.max()), -int(numbers.min())) > _most(values.type)
+    return max(int(numbers.max()), -int(numbers.min())) > _largest_number(values.type)
 
 
-def _numbers(values: pa.Array, *, words: int) -> np.ndarray:
-    """The last 64 bits of each value that there is; each has so many times 64."""
+def _read_numbers(values: pa.Array, *, words: int) -> np.ndarray:
+    """Return the last 64 bits of each value that is not null. A value has `words` times 64 bits."""
     found = np.frombuffer(values.buffers()[1], "<i8", words * len(values), 8 * words * values.offset)[
         words - 1 :: words
     ]
     return found[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else found
 
 
-def _most(kind: pa.DataType) -> int:
-    """The largest number of such a type that stays what it is."""
+def _largest_number(kind: pa.DataType) -> int:
+    """Return the largest number of a type that the engine keeps unchanged."""
     if pa.types.is_date64(kind):
         return (2**31 - 1) * _DAY
     # Intervals leave the engine as nanoseconds.

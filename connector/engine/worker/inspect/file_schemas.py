@@ -1,4 +1,4 @@
-"""What the schemas of an owner's files must be: columns and fields of one name each, and files that go together."""
+"""Checks the schemas of an owner's files: unique names, supported types, and types that fit each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAMILIES: Mapping[str, tuple[Callable[[pa.DataType], bool], ...]] = {
 
 
 def check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], bool]) -> None:
-    """SourceUnreadable for columns in whose types, however deep, there is one that is not read."""
+    """Raises: SourceUnreadable for columns whose type contains, at any depth, a type that is not read."""
     if strange := [
         f"{field.name} ({field.type})" for field in schema if any(map(unread, arrow_values.parts(field.type)))
     ]:
@@ -37,8 +37,10 @@ def check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], bo
 
 
 def check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None) -> None:
-    """SourceUnreadable unless there are columns, of one name each, whatever its case; those of the first file (`like`:
-    its name and schema), if that is asked."""
+    """Check that there are columns, and that their names differ in more than case.
+
+    `like`: name and schema of the first file, whose columns they must have. Raises: SourceUnreadable.
+    """
     if not schema.names:
         raise SourceUnreadable(f"expected columns, came none in {name!r}; write it with at least one", file=name)
     if "" in schema.names:  # the engine calls it by its place, and no SQL can name it
@@ -65,14 +67,16 @@ def check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | 
 
 
 def _alike_types(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether the engine makes one type of both, which has every value of each."""
+    """Whether the engine unites both types without changing a value."""
     parts = dict(_named_parts((), one))
     return all(family(kind) == family(parts.get(path, kind)) for path, kind in _named_parts((), other))
 
 
 def _check_fields(column: pa.Field, name: str) -> None:
-    """SourceUnreadable for a struct or a union in this column, however deep, with fields of one name, or a struct's
-    without one: of Parquet the engine renames them, of Arrow the name of one gives another."""
+    """Check that fields of structs and unions, at any depth, have unique names, and those of structs are named.
+
+    In Parquet the engine renames such fields; in Arrow one name returns another field. Raises: SourceUnreadable.
+    """
     for kind in filter(_has_fields, arrow_values.parts(column.type)):
         names = [part.name for part in kind]
         if "" in names and pa.types.is_struct(kind):
@@ -87,8 +91,10 @@ def _has_fields(kind: pa.DataType) -> bool:
 
 
 def check_union(schema: pa.Schema, name: str, before: dict[tuple[str, ...], tuple[str, pa.DataType]]) -> None:
-    """SourceUnreadable for parts of columns that are of another family than `before`: the file and the type of each
-    part where it came first. Those of this file are added."""
+    """Check that parts of columns have the same family as `before`, and add the parts of this file to it.
+
+    `before`: the file and type of each part where it came first. Raises: SourceUnreadable.
+    """
     told = []
     for column in schema:
         for path, kind in _named_parts((column.name.casefold(),), column.type):
@@ -106,7 +112,7 @@ def check_union(schema: pa.Schema, name: str, before: dict[tuple[str, ...], tupl
 
 
 def _named_parts(path: tuple[str, ...], kind: pa.DataType) -> Iterator[tuple[tuple[str, ...], pa.DataType]]:
-    """A type and all those that it is made of, each with its place, whatever the case; nulls are of any type."""
+    """Yield each type nested in a type, with its case-folded path; null types are left out, as they fit any type."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not pa.types.is_null(plain):
         yield path, plain
@@ -115,12 +121,12 @@ def _named_parts(path: tuple[str, ...], kind: pa.DataType) -> Iterator[tuple[tup
 
 
 def unzoned(kind: pa.DataType) -> pa.DataType:
-    """A timestamp without its zone; any other type as it is."""
+    """Return a timestamp type without its zone; any other type unchanged."""
     return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
 
 
 def family(kind: pa.DataType) -> str:
-    """What those types have in common of which the engine makes one that has every value of each."""
+    """Return the family of a type. The engine unites types of one family without changing a value."""
     if pa.types.is_decimal(kind):
         return f"decimal of scale {kind.scale}"
     if pa.types.is_timestamp(kind):

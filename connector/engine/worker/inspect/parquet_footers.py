@@ -1,4 +1,7 @@
-"""What the footers of Parquet files say at registration, and what of it is refused before anything is decoded."""
+"""Checks the footers of Parquet files at registration, before anything is decoded, and reads column sizes.
+
+Runs in a worker.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ from connector.errors import SourceUnreadable
 _READER = 2**16  # bytes that the engine holds for a column beside its values
 _UNKNOWN = 2**40
 _DELTA_TEXTS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
-_FOOTER_MAX = 32 * 2**20  # bytes: whoever reads the file has several times as many in memory, whatever he asks for
+_FOOTER_MAX = 32 * 2**20  # bytes: each read of the file needs several times as much memory
 _SIGNATURE = 28  # bytes: a nonce and a tag (Parquet Modular Encryption, 5.4)
 _LOOKED_AT = 512  # bytes of a file that is no Parquet
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def sizes_of(files: Files, *, union: bool = False, folders: bool = False, reached: Reached) -> Sizes:
-    """What the footers say; SourceUnreadable for what we do not read. `folders`: the files' folders carry columns.
+    """Return the sizes of columns by the footers. `folders`: the files' folders carry columns.
 
-    The files must be of one schema, unless `union` joins them by name: where the engine makes one type of two, both
-    must be such that no value becomes another one.
-    The codec is looked at before anything is decoded: Brotli makes a bomb of a small file.
+    The files must have one schema, unless `union` joins them by name: then two types are united only where no value
+    changes. The codec is checked before anything is decoded, because a small file in Brotli can be a bomb.
+    Raises: SourceUnreadable for files that are not read.
     """
     sizes: Counter[str] = Counter()
     held: dict[str, int] = {}
@@ -69,8 +72,10 @@ def sizes_of(files: Files, *, union: bool = False, folders: bool = False, reache
 
 
 def _behind(footer: pq.FileMetaData, schema: pa.Schema, name: str) -> dict[str, pa.DataType]:
-    """The types of the file's own columns behind folders, by `alike`; SourceUnreadable unless they have the folder's
-    value only."""
+    """Return the types of the file's own columns that a folder replaces, by `alike`.
+
+    Raises: SourceUnreadable unless such a column has only the folder's value.
+    """
     there = {alike(field.name): field.type for field in schema}
     folders = {column: text for column, text in hive.partitions(name).items() if alike(column) in there}
     for column, text in folders.items():
@@ -85,7 +90,7 @@ def _behind(footer: pq.FileMetaData, schema: pa.Schema, name: str) -> dict[str, 
 
 
 def _has_only(footer: pq.FileMetaData, column: str, text: str) -> bool:
-    """Whether the footer tells that each row of a column has the value with this text."""
+    """Whether every row of a column has the value with this text, by the footer."""
     groups = map(footer.row_group, range(footer.num_row_groups))
     chunks = (chunk for group in groups for chunk in map(group.column, range(group.num_columns)))
     told = [chunk.statistics for chunk in chunks if alike(chunk.path_in_schema) == alike(column)]
@@ -94,7 +99,7 @@ def _has_only(footer: pq.FileMetaData, column: str, text: str) -> bool:
 
 
 def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, int]]:
-    """Of the top-level columns of a row group of this file: bytes, and those that are held while it is read."""
+    """Return for each top-level column of a row group its bytes, and the bytes held while it is read."""
     found: dict[str, tuple[int, int]] = {}
     for chunk in map(group.column, range(group.num_columns)):
         if chunk.compression.upper() not in ("UNCOMPRESSED", "SNAPPY", "ZSTD", "LZ4", "LZ4_RAW", "GZIP"):
@@ -112,8 +117,8 @@ def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, 
                 file=name,
             )
         top, size = chunk.path_in_schema.split(".", 1)[0], chunk.total_uncompressed_size
-        # Texts that begin alike are longer than their pages, and their lengths may take no room there: nobody knows by
-        # how much. Of a dictionary of texts each has 16 bytes in memory beside the 4 or more that it has there.
+        # Texts that begin alike are longer than their pages, and their lengths may take no room there: the
+        # factor is unknown. Each text of a dictionary takes 16 bytes in memory, and 4 or more in the page.
         looked_up = chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
         read = _UNKNOWN if not _DELTA_TEXTS.isdisjoint(chunk.encodings) else size * (5 if looked_up else 1)
         most = read + chunk.total_compressed_size + _READER
@@ -123,13 +128,12 @@ def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, 
 
 
 def _unread_parquet(kind: pa.DataType) -> bool:
-    """The engine makes DOUBLE of such a decimal, and rounds it."""
+    """Whether a type is a decimal that the engine would round to DOUBLE."""
     return bool(pa.types.is_decimal(kind)) and kind.precision > 38
 
 
 def _footer(files: Files, number: int) -> tuple[pq.FileMetaData, pa.Schema]:
-    """A file's footer, and its schema as the engine reads it: with encodings written out, and of microseconds where it
-    has INT96."""
+    """Return a file's footer, and its schema as the engine reads it: encodings written out, INT96 as microseconds."""
     opened, name = files.open(number), files.refs[number].name
     try:
         with pq.ParquetFile(opened, coerce_int96_timestamp_unit="us") as file:
@@ -156,8 +160,10 @@ def _not_parquet(name: str, came: str, todo: str) -> SourceUnreadable:
 
 
 def _is_signed(opened: Any, footer: pq.FileMetaData) -> bool:
-    """Whether a footer is signed, as it is where columns are encrypted and it is not: Arrow's reader says nothing of
-    that, and ends the process when it is asked about such a column."""
+    """Whether a footer is signed: then some columns are encrypted.
+
+    Arrow's reader does not report that, and ends the process when such a column is read.
+    """
     with _bytes_of(opened) as file:
         file.seek(-8, os.SEEK_END)
         (size,) = struct.unpack("<I", file.read(4))
@@ -165,12 +171,12 @@ def _is_signed(opened: Any, footer: pq.FileMetaData) -> bool:
 
 
 def _bytes_of(opened: Any) -> Any:
-    """What Arrow reads a file from, to be read by us."""
+    """Return an opened file as a Python file."""
     return open(opened, "rb") if isinstance(opened, str) else nullcontext(opened)
 
 
 def _other_than_parquet(opened: Any) -> tuple[str, str]:
-    """What a file that is no Parquet looks like, and what its owner may do."""
+    """Return what a file that is no Parquet looks like, and what its owner can do."""
     again = "write it again, or name the kind that it is of"
     try:
         with _bytes_of(opened) as file:

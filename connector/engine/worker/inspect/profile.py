@@ -34,20 +34,20 @@ _STRANGE = {  # values that a type of the engine may have, as it is written: wha
 }
 _OF_FOLDERS = ("text", "integer", "date32[day]", "timestamp")  # what folders' values may become, as families
 Reached = Callable[[str, int], None]
-"""Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
+"""Called with the stage and how many files are done in it. Raises where the job was cancelled."""
 Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
-"""Gives the one row of an answer; tells meanwhile how much of it is done, from 0 to 1."""
+"""Returns the only row of an answer, and reports progress from 0 to 1 meanwhile."""
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of top-level columns, where they are known: average bytes of a value, and what a pass over one holds at most."""
+    """Sizes of top-level columns where known: average bytes of a value, and the most that a pass over one holds."""
 
     widths: Mapping[str, float] = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
     behind: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """Of the files' own columns behind folders that stand for them, by `alike`: their types."""
+    """Types of the files' own columns that a partition folder replaces, by `alike`."""
     coarse: frozenset[str] = frozenset()
     """Columns with timestamps of milliseconds, by `alike`."""
 
@@ -55,8 +55,11 @@ class Sizes:
 def profile(
     con: Any, name: str, files: Files, *, sizes: Sizes, room: int, reached: Reached, ask: Ask, guessed: bool = False
 ) -> dict[str, Any]:
-    """Columns with types and figures, row count, bytes, and the digest of each file. `room`: bytes for a pass.
-    `guessed`: folders' texts may have become numbers and dates."""
+    """Return columns with types and figures, row count, bytes, and the digest of each file.
+
+    `room`: bytes for a pass. `guessed`: folders' texts may have become numbers and dates.
+    Raises: SourceUnreadable for data that readers could not take unchanged.
+    """
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
     check_names(column for column, _ in columns)  # of all files and their folders: the engine joins what is alike to it
@@ -95,7 +98,7 @@ def profile(
 
 
 def _check_text(ask: Ask, name: str, columns: Sequence[tuple[str, str]]) -> None:
-    """SourceUnreadable with those of these columns in which the engine finds text that is none."""
+    """Raises: SourceUnreadable naming the columns with invalid text."""
     if found := [column for column, _ in columns if not _is_text(ask, name, column)]:
         told = ", ".join(found[: file_schemas.TOLD_MAX])
         raise SourceUnreadable(
@@ -107,7 +110,7 @@ def _check_text(ask: Ask, name: str, columns: Sequence[tuple[str, str]]) -> None
 
 
 def _is_text(ask: Ask, name: str, column: str) -> bool:
-    """Whether the engine finds nothing in a column that it takes for no text."""
+    """Whether the engine accepts all text of a column."""
     try:
         ask(f"SELECT count({quote_name(column)}) FROM {quote_name(name)}", lambda _: None)  # noqa: S608  quoted
     except Exception as error:
@@ -118,7 +121,7 @@ def _is_text(ask: Ask, name: str, column: str) -> bool:
 
 
 def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:
-    """SourceUnreadable where a folder's text became another kind of value than its files have in that column."""
+    """Raises: SourceUnreadable where a folder's text has another type than that column has in the files."""
     for column in schema:
         kind = behind.get(alike(column.name), column.type)
         if file_schemas.family(kind) != file_schemas.family(column.type):
@@ -131,7 +134,7 @@ def _check_behind(schema: pa.Schema, behind: Mapping[str, pa.DataType]) -> None:
 
 
 def _in_folders(kind: pa.DataType) -> str:
-    """The advice that makes folders' values of the type of a column, if there is one."""
+    """Return the advice for giving folders' values the type of a column; empty if there is no such option."""
     if file_schemas.family(kind) in _OF_FOLDERS:
         return (
             "set the option guess_types (false keeps folders' values texts, true makes whole numbers, dates and "
@@ -143,7 +146,7 @@ def _in_folders(kind: pa.DataType) -> str:
 def _passes(
     columns: Sequence[tuple[str, str]], held: Mapping[str, int], room: int
 ) -> Iterator[Sequence[tuple[str, str]]]:
-    """The columns of each pass: a few, or as many as there is room for."""
+    """Yield the columns of each pass: a few, or as many as there is room for."""
     start = 0
     while start < len(columns):
         stop, left = start, room
@@ -157,7 +160,7 @@ def _passes(
 
 
 def _check_strange(refused: Mapping[str, str]) -> None:
-    """SourceUnreadable for columns, with their types, that have values which no reader could take as what they are."""
+    """Raises: SourceUnreadable for columns with values outside their type's range. `refused`: types by column."""
     for kind, told in _STRANGE.items():
         if columns := [column for column, of in refused.items() if re.search(kind, of)]:
             expected, todo = told
@@ -170,13 +173,15 @@ def _check_strange(refused: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Strange:
-    """SQL for whether a value has one in it that Arrow's readers do not take, or that the engine takes for another.
-    `coarse`: its timestamps are of milliseconds, of which the engine takes the largest and the least for infinite."""
+    """Builds SQL that finds values which Arrow's readers refuse or the engine changes.
+
+    `coarse`: timestamps are in milliseconds; the engine reads the largest and the smallest as infinite.
+    """
 
     coarse: bool
 
     def sql(self, value: str, kind: Any, depth: int = 0) -> str:
-        """By a type as the engine has it; empty where no value of it is such."""
+        """Return the SQL for a value of an engine's type; empty where no value of the type is affected."""
         if kind.id in ("list", "array"):
             return self._within(value, kind.children[0][1], depth)
         if kind.id == "map":
@@ -205,12 +210,12 @@ class _Strange:
 
 
 def _report_counting(reached: Reached, files: int, before: float, share: float, part: float) -> None:
-    """Tell `part` of a pass, which is `share` of all passes, as files."""
+    """Report `part` of a pass, which is `share` of all passes, as a number of files."""
     reached("counting", min(files - 1, int(files * (before + share * part))))  # the stage is not over
 
 
 def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
-    """Every file with its SHA-256, in order."""
+    """Return every file with its SHA-256, in order."""
     found = []
     for number, ref in enumerate(files.refs):
         reached("digesting", number)
@@ -219,8 +224,10 @@ def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
 
 
 def _question(name: str, columns: Sequence[tuple[str, str]], strange: Mapping[str, str]) -> str:
-    """Four figures of each column, whether it has a strange value, and the number of rows: in one pass, because each
-    opens every file."""
+    """Return the query for four figures of each column, whether it has a strange value, and the row count.
+
+    One pass for all, because each pass opens every file.
+    """
     asked = []
     for column, kind in columns:
         quoted = quote_name(column)

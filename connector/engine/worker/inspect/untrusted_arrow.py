@@ -23,7 +23,7 @@ from connector.datasets.sources.extension_types import cast_batch, trusted_schem
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.protocol import Job
-from connector.engine.worker.inspect.answer_types import Judge
+from connector.engine.worker.inspect.answer_types import AnswerTypeCheck
 from connector.errors import harmless
 from connector.infra.formats.digests import NAMES, is_intact, new_digest
 from policies.contracts.columns import fold
@@ -38,10 +38,10 @@ _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they
 
 
 def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
-    """A small stream (keys of a semi-join) as a table, of exactly these columns where any are named: the gate has
-    read the query by them.
+    """Return a small stream (keys of a semi-join) as a table.
 
-    The engine writes each value out, so the table is small by its rows and values, and not only by its bytes.
+    `columns`: exactly these columns are expected, because the gate has checked the query with them; empty: any.
+    The engine writes each value out, so rows and values are limited as well as bytes.
     """
     if len(blob) > _BLOB_MAX:
         raise Coded("arrow_too_large", most=_BLOB_MAX)
@@ -49,37 +49,40 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
         if columns and sorted(reader.schema.names) != sorted(columns):
             raise Coded("arrow_columns")
         schema = trusted_schema(reader.schema)
-        if any(map(_repeats, schema.types)):
+        if any(map(_can_repeat_values, schema.types)):
             raise Coded("arrow_repeats")
-        return pa.Table.from_batches([cast_batch(batch, schema) for batch in _small(reader)], schema)
+        return pa.Table.from_batches([cast_batch(batch, schema) for batch in _limit_batches(reader)], schema)
 
 
-def _small(reader: Any) -> Iterator[pa.RecordBatch]:
-    """Valid batches, as long as all of them have few rows and few bytes when every value is written out."""
+def _limit_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    """Yield valid batches, while all of them together have few rows, and few bytes with every value written out."""
     rows = size = 0
     for batch in reader:
         rows += batch.num_rows  # before anything looks at each of them
         if rows > _BLOB_ROWS_MAX:
             raise Coded("arrow_too_large", most=_BLOB_ROWS_MAX)
         _validate(batch)
-        size += sum(map(_written_out, batch.columns))
+        size += sum(map(_expanded_bytes, batch.columns))
         if size > _BLOB_MAX:
             raise Coded("arrow_too_large", most=_BLOB_MAX)
         yield batch
 
 
-def _repeats(kind: pa.DataType) -> bool:
-    """Whether few bytes of a type can stand for many values: runs, views of the same bytes, and dictionaries of these
-    or below another type, whose size is not counted here."""
+def _can_repeat_values(kind: pa.DataType) -> bool:
+    """Whether few bytes of a type can stand for many values.
+
+    True for run-end encoding, views, and dictionaries of these or nested in another type: their size is not counted
+    here.
+    """
     if isinstance(kind, pa.BaseExtensionType):
-        return _repeats(kind.storage_type)
+        return _can_repeat_values(kind.storage_type)
     if pa.types.is_dictionary(kind):
         value = kind.value_type
         return not (pa.types.is_primitive(value) or _is_text(value) or pa.types.is_fixed_size_binary(value))
     if pa.types.is_run_end_encoded(kind) or any(is_one(kind) for is_one in _VIEWS):
         return True
     below = [kind.field(number).type for number in range(kind.num_fields)]
-    return any(pa.types.is_dictionary(one) or _repeats(one) for one in below)
+    return any(pa.types.is_dictionary(one) or _can_repeat_values(one) for one in below)
 
 
 _VIEWS = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view, pa.types.is_large_list_view)
@@ -91,8 +94,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(is_one(kind) for is_one in texts)
 
 
-def _written_out(column: pa.Array) -> int:
-    """Bytes of a column once each value stands for itself."""
+def _expanded_bytes(column: pa.Array) -> int:
+    """Return the bytes of a column with each value written out."""
     if not pa.types.is_dictionary(column.type):
         return size_of(column)
     if not _is_text(column.type.value_type):
@@ -102,70 +105,72 @@ def _written_out(column: pa.Array) -> int:
 
 
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
-    """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record. `bytes` are those
-    of its rows in memory, whatever the codec.
+    """Read a stream from `arguments.path` or blob 0 to its end and return its columns, totals and end record.
 
-    With `arguments.once` the engine reads the stream next, from the path: a blob is kept there.
-    `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
-    `k`; `keys` of the answer are the files that were written.
-    `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
-    With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
-    With `arguments.shape` (`shapes.Shape`) of the columns `arguments.names`, `wrong` says what does not fit it.
+    `bytes` counts the rows in memory, independent of the codec. `end` is None for a stream without an end record: it is
+    incomplete.
+    `arguments.once`: the engine reads the stream next, from the path; a blob is written there.
+    `arguments.keys`: numbers of columns, and files for their distinct values, sorted, as a stream of one column `k`.
+    The answer's `keys` are the files that were written.
+    `arguments.digest`: return the digest of the bytes before the end record, in the algorithm that the record names.
+    `arguments.shape` of the columns `arguments.names`: return in `wrong` what does not fit (see `answer_types`).
     """
-    keys, judge = _Keys(job), Judge(job.arguments.get("shape"), job.arguments.get("names") or ())
-    with _map_parser_errors(), _source(job) as opened:
+    keys, judge = _Keys(job), AnswerTypeCheck(job.arguments.get("shape"), job.arguments.get("names") or ())
+    with _map_parser_errors(), _open_source(job) as opened:
         seen = _read_stream(opened, keys.add, check, judge, most=job.limits.rows)
         columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
         if job.arguments.get("once"):
-            seen.for_engine()
+            seen.refuse_dictionary_changes()
             if job.blobs:
-                _keep(job.arguments["path"], job.blobs[0])
+                _save_blob(job.arguments["path"], job.blobs[0])
         if job.arguments.get("digest"):
-            seen.digest = _digest(opened, seen.end, seen.before, check)
-    return {**seen.told(), "columns": columns, "wrong": judge.wrong, "keys": keys.save()}
+            seen.digest = _compute_digest(opened, seen.end, seen.before, check)
+    return {**seen.to_json(), "columns": columns, "wrong": judge.wrong, "keys": keys.save()}
 
 
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
-    """Read answers of owners, a blob each, of `arguments.columns` and `arguments.shapes`. `arguments.keys` as for
-    `check`, over all of them. One that is not whole, or not of its shape, fails all."""
+    """Read answers of owners, a blob each, of `arguments.columns` and `arguments.shapes`.
+
+    `arguments.keys`: as for `check`, over all of them. An incomplete answer, or one of another shape, fails all.
+    """
     keys, found, size = _Keys(job), [], 0
     for number, (blob, columns) in enumerate(zip(job.blobs, job.arguments["columns"], strict=True)):
         with _map_parser_errors():
-            seen = _whole(blob, Judge(_shape(job, number), columns), keys.add, check)
+            seen = _read_complete(blob, AnswerTypeCheck(_expected_shape(job, number), columns), keys.add, check)
         size += seen.size
-        found.append(seen.told())
+        found.append(seen.to_json())
     if size > _HELD_MAX:  # they would not be held by the job that joins them
         raise Coded("arrow_too_large", most=_HELD_MAX)
     return {"answers": found, "keys": keys.save()}
 
 
-def _shape(job: Job, number: int) -> Any:
-    """What is said of the shape of a blob's answer; None where nothing is."""
+def _expected_shape(job: Job, number: int) -> Any:
+    """Return the expected shape of a blob's answer, if one was given."""
     shapes = job.arguments.get("shapes")
     return None if shapes is None else shapes[number]
 
 
-class Unread:
-    """Answers of owners, a blob each, read into memory by the job that joins them."""
+class UnreadAnswers:
+    """Reads answers of owners, a blob each, into memory for the job that joins them."""
 
     def __init__(self, job: Job, check: Callable[[], None]) -> None:
-        self.told: dict[int, dict[str, Any]] = {}
+        self.summaries: dict[int, dict[str, Any]] = {}
         self._job = job
         self._check = check
         self._left = _HELD_MAX
 
     def tables(self, blobs: Sequence[int], columns: Sequence[str]) -> list[pa.Table]:
-        """The rows of whole answers, one table where their types are the same; `told` tells of each by its number."""
+        """Return the rows of complete answers, as one table if their types are equal. Fills `summaries`."""
         found = [self._table(number, columns) for number in blobs]
         alike = all(one.schema == found[0].schema for one in found)
         return [pa.concat_tables(found)] if alike else found
 
     def _table(self, number: int, columns: Sequence[str]) -> pa.Table:
         batches: list[pa.RecordBatch] = []
-        judge = Judge(_shape(self._job, number), columns)
+        judge = AnswerTypeCheck(_expected_shape(self._job, number), columns)
         with _map_parser_errors():
-            seen = _whole(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
-        self.told[number] = seen.told()
+            seen = _read_complete(self._job.blobs[number], judge, lambda batch: self._hold(batches, batch), self._check)
+        self.summaries[number] = seen.to_json()
         # Only the types of the foreign schema are used.
         schema = trusted_schema(pa.schema(list(zip(columns, seen.schema.types, strict=True))))
         return pa.Table.from_batches([cast_batch(one, schema) for one in batches], schema)
@@ -178,8 +183,8 @@ class Unread:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a stream held."""
+class _StreamSummary:
+    """Content and counts of a stream."""
 
     schema: pa.Schema
     before: int  # bytes before its end record
@@ -190,12 +195,12 @@ class _Seen:
     stats: Any = None
     digest: str = ""  # computed over these bytes, where that was asked for and the end record names one
 
-    def for_engine(self) -> None:
-        """Refused where the engine might take one dictionary of a column for another that came after it."""
+    def refuse_dictionary_changes(self) -> None:
+        """Refuse a stream that replaces or extends a dictionary: the engine might use the wrong one."""
         if self.stats.num_replaced_dictionaries or self.stats.num_dictionary_deltas:
             raise Coded("arrow_invalid")
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "batches": self.batches, "bytes": self.size}
         return {**counts, "end": self.end, "digest": self.digest}
 
@@ -204,42 +209,43 @@ def _read_stream(
     opened: Any,
     each: Callable[[pa.RecordBatch], None],
     check: Callable[[], None],
-    judge: Judge,
+    judge: AnswerTypeCheck,
     *,
     most: int | None = None,
-) -> _Seen:
-    """Read a stream to its end, each batch before the end record given to `each`; nothing follows it."""
+) -> _StreamSummary:
+    """Read a stream to its end and pass each batch before the end record to `each`. Nothing may follow the record."""
     with pa.ipc.open_stream(opened) as reader:
-        judge.schema(reader.schema)
-        seen = _Seen(reader.schema, opened.tell())
-        for batch, metadata in _with_metadata(reader):
+        judge.check_schema(reader.schema)
+        seen = _StreamSummary(reader.schema, opened.tell())
+        for batch, metadata in _read_with_metadata(reader):
             check()
             if seen.end is not None:
                 raise Coded("arrow_invalid")  # nothing may follow the end record
-            seen.end = _end(metadata)
+            seen.end = _parse_end(metadata)
             if seen.end is not None and batch.num_rows:
-                raise Coded("arrow_invalid")  # rows that nobody counts
+                raise Coded("arrow_invalid")  # rows that are not counted
             if seen.end is None:
                 seen.rows, seen.batches, seen.before = seen.rows + batch.num_rows, seen.batches + 1, opened.tell()
                 seen.size += size_of(*batch.columns)
                 if most is not None and seen.rows > most:
                     raise Coded("rows_limit")
-                judge.batch(batch)
+                judge.check_batch(batch)
                 each(batch)
         if opened.read(1):
-            raise Coded("arrow_invalid")  # bytes that nobody has looked at
+            raise Coded("arrow_invalid")  # bytes that were not checked
         seen.stats = reader.stats
     return seen
 
 
-def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], check: Callable[[], None]) -> _Seen:
-    """Read an owner's answer that is complete by its own end record, by our count and digest, by its columns and their
-    types."""
+def _read_complete(
+    blob: bytes, judge: AnswerTypeCheck, each: Callable[[pa.RecordBatch], None], check: Callable[[], None]
+) -> _StreamSummary:
+    """Read an owner's answer and check that it is complete: end record, row count, digest, columns and types."""
     opened = pa.BufferReader(blob)
     seen = _read_stream(opened, each, check, judge)
-    seen.for_engine()
+    seen.refuse_dictionary_changes()
     end = seen.end or {}
-    seen.digest = _digest(opened, seen.end, seen.before, check)
+    seen.digest = _compute_digest(opened, seen.end, seen.before, check)
     named = [fold(name) for name in seen.schema.names] == [fold(name) for name in judge.names]
     whole = end.get("status") == "complete" and (end.get("rows"), end.get("digest")) == (seen.rows, seen.digest)
     if not whole or not named or judge.wrong:
@@ -249,7 +255,7 @@ def _whole(blob: bytes, judge: Judge, each: Callable[[pa.RecordBatch], None], ch
 
 @contextmanager
 def _map_parser_errors() -> Iterator[None]:
-    """Whatever the parser says of a stream, the stream is damaged, unless it has too much in it for us."""
+    """Turn any error of the parser into `arrow_invalid`, or `memory_limit` where the stream is too large."""
     try:
         yield
     except MemoryError:  # Arrow's own, too
@@ -259,7 +265,7 @@ def _map_parser_errors() -> Iterator[None]:
 
 
 class _Keys:
-    """The distinct values of the columns that a job names, each for a file."""
+    """Collects the distinct values of the columns that a job names, each for a file."""
 
     def __init__(self, job: Job) -> None:
         self._found = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
@@ -269,12 +275,12 @@ class _Keys:
             distinct.add(batch.column(number))
 
     def save(self) -> list[str]:
-        """The files that were written."""
+        """Write the files and return their paths."""
         return [path for _, path, distinct in self._found if distinct.save(path)]
 
 
-def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
-    """The digest of the first `before` bytes, as an end record writes it; empty where it names none that we know."""
+def _compute_digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
+    """Return the digest of the first `before` bytes, as an end record writes it; empty for an unknown algorithm."""
     name = str((end or {}).get("digest", "")).partition(":")[0]
     if name not in NAMES:
         return ""
@@ -289,7 +295,7 @@ def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callabl
 
 
 class Distinct:
-    """The distinct values of a column, as far as they are numbers, dates or texts and not too many."""
+    """Collects the distinct values of a column of numbers, dates or texts, up to a limit."""
 
     def __init__(self) -> None:
         self.found: list[pa.Array] = []
@@ -297,7 +303,7 @@ class Distinct:
         self._there = True
 
     def add(self, column: pa.Array) -> None:
-        """The values of one more batch."""
+        """Add the values of a batch."""
         kind = column.type
         simple = pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_date(kind)
         if not (self._there and (simple or pa.types.is_decimal128(kind))):
@@ -306,38 +312,37 @@ class Distinct:
         self.found.append(column.drop_null() if pa.types.is_integer(kind) else column.drop_null().unique())
         self.nbytes += self.found[-1].nbytes
         if self.nbytes > _DISTINCT_MAX:
-            self.found = [_distinct(self.found)]
+            self.found = [_sort_distinct(self.found)]
             self.nbytes = self.found[0].nbytes
             self._there = self.nbytes <= _DISTINCT_MAX // 2
 
     def save(self, path: str) -> bool:
-        """Write them as a stream; whether there is anything to write."""
+        """Write them as a stream. Returns whether there was anything to write."""
         if not self._there or len({values.type for values in self.found}) != 1:  # of several types: not compared here
             return False
-        values = _distinct(self.found)
+        values = _sort_distinct(self.found)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with _writing(), pa.ipc.new_stream(path, pa.schema({"k": values.type}), options=options) as writer:
+        with _map_disk_errors(), pa.ipc.new_stream(path, pa.schema({"k": values.type}), options=options) as writer:
             writer.write_batch(pa.record_batch({"k": values}))
         return True
 
 
 def unite(job: Job, *, check: Callable[[], None]) -> bool:
-    """The values of the files of `Distinct.save` at `arguments.paths` as one, at `arguments.save`; whether that could
-    be."""
+    """Unite the files of `Distinct.save` at `arguments.paths` into `arguments.save`. Returns whether that worked."""
     distinct = Distinct()
     try:
         for path in job.arguments["paths"]:
             check()
             with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
-                for batch in _valid(reader):
+                for batch in _read_valid(reader):
                     distinct.add(batch.column(0))
         return distinct.save(str(job.arguments["save"]))
     except (pa.ArrowException, OSError):
         return False
 
 
-def _distinct(parts: list[pa.Array]) -> pa.Array:
-    """Each value once, sorted."""
+def _sort_distinct(parts: list[pa.Array]) -> pa.Array:
+    """Return each value once, sorted."""
     values = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
     if pa.types.is_integer(values.type) and len(values):
         numbers = values.to_numpy()
@@ -347,28 +352,28 @@ def _distinct(parts: list[pa.Array]) -> pa.Array:
     return values.take(pc.sort_indices(values))
 
 
-def _keep(path: str, blob: bytes) -> None:
-    """Where the engine reads it next."""
-    with _writing():
+def _save_blob(path: str, blob: bytes) -> None:
+    """Write a blob to the path that the engine reads next."""
+    with _map_disk_errors():
         Path(path).write_bytes(blob)
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    """What goes wrong with a file of ours is no fault of the stream."""
+def _map_disk_errors() -> Iterator[None]:
+    """Turn an error of our own file into `disk_full`: it is no fault of the stream."""
     try:
         yield
     except OSError:
         raise Coded("disk_full") from None
 
 
-def _valid(reader: Any) -> Iterator[pa.RecordBatch]:
+def _read_valid(reader: Any) -> Iterator[pa.RecordBatch]:
     for batch in reader:
         _validate(batch)
         yield batch
 
 
-def _with_metadata(reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
+def _read_with_metadata(reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
     while True:
         try:
             batch, metadata = reader.read_next_batch_with_custom_metadata()
@@ -384,7 +389,7 @@ def _validate(batch: pa.RecordBatch) -> None:
     batch.validate(full=True)
 
 
-def _end(metadata: Any) -> dict[str, Any] | None:
+def _parse_end(metadata: Any) -> dict[str, Any] | None:
     if metadata is None or (text := metadata.get(wire.TRAILER_KEY)) is None:
         return None
     if not is_intact(bytes(text)):
@@ -392,12 +397,15 @@ def _end(metadata: Any) -> dict[str, Any] | None:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise Coded("arrow_invalid")
-    return {harmless(name)[:100]: _flat(value) for name, value in list(found.items())[:_END_FIELDS]}
+    return {harmless(name)[:100]: _clean_value(value) for name, value in list(found.items())[:_END_FIELDS]}
 
 
-def _flat(value: Any) -> Any:
-    """What an end record may say: a finite number, a short text, a list of them. Others would decide how it is nested,
-    or be what no JSON can say: then a revocation would not be heard."""
+def _clean_value(value: Any) -> Any:
+    """Return a value of an end record as a finite number, a short text or a list of them.
+
+    A foreign record must not choose its own nesting, or hold values that JSON cannot express: then a revocation in it
+    would be lost.
+    """
     if isinstance(value, list):
         return [harmless(str(one))[:_END_TEXT] for one in value[:_END_FIELDS] if isinstance(one, str | int | float)]
     if isinstance(value, str):
@@ -406,5 +414,5 @@ def _flat(value: Any) -> Any:
     return value if value is None or finite else ""
 
 
-def _source(job: Job) -> Any:
+def _open_source(job: Job) -> Any:
     return pa.BufferReader(job.blobs[0]) if job.blobs else pa.OSFile(str(job.arguments["path"]), "rb")

@@ -1,7 +1,4 @@
-"""How many rows make a batch, and where one ends: asked for in rows, cut by bytes, joined where too little came.
-
-Knows Arrow's batches and no engine.
-"""
+"""Splits and merges record batches to a target size in bytes. Knows Arrow's batches and no engine."""
 
 from __future__ import annotations
 
@@ -24,14 +21,14 @@ _WIDTHS = {
 
 
 def rows_for(width: float, target: int) -> int:
-    """Rows of `width` bytes that make about `target` bytes, in whole vectors of the engine where that many fit."""
-    least = max(1, min(ROWS_MIN, int(_LEAST_BYTES / max(width, 1.0))))  # of large values few are much memory
+    """Return how many rows of `width` bytes make about `target` bytes, in whole engine vectors where they fit."""
+    least = max(1, min(ROWS_MIN, int(_LEAST_BYTES / max(width, 1.0))))  # a few large values take much memory
     rows = max(least, min(_ROWS_MAX, int(target / max(width, 1.0))))
     return rows - rows % _VECTOR if rows > _VECTOR else rows
 
 
 def width_of(kind: Any) -> float:
-    """Bytes of one value of an engine's type, guessed where values differ; `cut` and `gather` correct bad guesses."""
+    """Return the bytes of one value of an engine's type, guessed where values vary; `cut` and `gather` correct it."""
     name = str(kind.id)
     if name in ("list", "map"):
         return 4 + _LIST_LENGTH * sum(width_of(child) for _, child in kind.children)
@@ -44,13 +41,15 @@ def width_of(kind: Any) -> float:
 
 
 def measured(guess: float, known: float | None) -> float:
-    """A guess where the type leaves it open, corrected by what the profile measured (encoded, so rather too small)."""
+    """Return the measured width in place of a guess. The profile measures encoded values, so it is rather small."""
     return guess if known is None or guess <= 16 else max(8.0, known)
 
 
 def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0.0) -> Iterator[pa.RecordBatch]:
-    """Batches that came out far too small, joined; the first goes out at once, whatever its size. `width`: bytes of a
-    row where that is known, or more than is in them."""
+    """Yield the batches, small ones joined up to `at_least` bytes; the first leaves at once.
+
+    `width`: bytes of a row where known.
+    """
     kept: list[pa.RecordBatch] = []
     size = at_least
     for batch in batches:
@@ -64,21 +63,23 @@ def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema with encodings that only some readers know written out: views and dictionaries become values."""
+    """Return the schema with views and dictionaries, which some readers do not know, written out."""
     return pa.schema([field.with_type(_plain_type(field.type)) for field in schema])
 
 
 def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch in the plain schema; itself where it is plain already."""
+    """Return the batch in the plain schema; unchanged where it has it."""
     return batch if batch.schema == schema else batch.cast(schema)
 
 
 def evenly(
     batches: Iterator[pa.RecordBatch], target: int, *, rows: int = 0, width: float = 0.0
 ) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches that end where these rows say, however many came at once: the engine ends one with each
-    group of rows in a file, which tells how many of the group a policy hides. Of `rows` each where that is given, and
-    copied (see `cut`); else of as many as make about `target` bytes, judged by the batch before. `width`: as of `cut`.
+    """Yield the rows in batches whose ends depend on these rows only.
+
+    The engine ends a batch with each row group, which would reveal how many rows of a group a policy hides.
+    `rows`: rows of each batch, which is copied (see `cut`); else about `target` bytes, estimated from the previous
+    batch. `width`: as in `cut`.
     """
     kept: list[pa.RecordBatch] = []
     count = size = 0
@@ -101,7 +102,7 @@ def evenly(
 
 
 def _most(batch: pa.RecordBatch, rows: int, target: int, width: float) -> int:
-    """How many of its first `rows` rows, at least one, have no more than `target` bytes."""
+    """Return how many of the first `rows` rows fit into `target` bytes; at least one."""
     return max(1, bisect_right(range(1, rows + 1), target, key=lambda some: _nbytes(batch.slice(0, some), width)))
 
 
@@ -110,15 +111,15 @@ def _nbytes(batch: pa.RecordBatch, width: float) -> int:
 
 
 def fixed_width(schema: pa.Schema) -> float:
-    """Bytes of a row where its types fix them, else 0.0: to ask a batch of hundreds of columns takes long."""
+    """Return the bytes of a row where the types fix them, else 0.0. Summing over a batch of many columns is slow."""
     fixed = all(pa.types.is_primitive(kind) or pa.types.is_decimal(kind) for kind in schema.types)
     return sum(kind.bit_width for kind in schema.types) / 8 if fixed else 0.0
 
 
 def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False, width: float = 0.0) -> Iterator[pa.RecordBatch]:
-    """A batch that came out far too wide, in pieces without a copy. `width`: bytes of a row where that is known.
+    """Yield a batch that is far too large in pieces. `width`: bytes of a row where known.
 
-    `apart`: copied. A writer pads a piece with the first bytes of the next, which a quota may keep from leaving.
+    `apart`: as copies. Otherwise a writer pads a piece with the first bytes of the next, which a quota may withhold.
     """
     size = _nbytes(batch, width)
     pieces = min(batch.num_rows, -(-size // target)) if size > 2 * target else 1
@@ -134,7 +135,7 @@ def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False, width: float
 
 
 def of_rows(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
-    """A batch in copies of at most so many of its rows."""
+    """Yield a batch in copies of at most so many rows."""
     if batch.num_rows <= rows:
         yield batch
         return

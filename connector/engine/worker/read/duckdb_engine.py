@@ -1,7 +1,7 @@
-"""The only place that opens DuckDB: a connection without files, network or settings, over named relations only.
+"""Opens DuckDB without files, network or changeable settings, over named relations only. No other module opens it.
 
-Its settings are the second fence (federated-query, section 3.1): the first is the gate in `policies.enforce`, the
-third the process it runs in, which can be killed. Knows nothing of agreements, sockets or limits of a contract.
+Its settings are the second fence (federated-query, section 3.1); the first is the gate in `policies.enforce`, the
+third the process, which can be killed. Knows nothing of agreements, sockets or contract limits. Runs in a worker.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BINARY = (".parquet", ".pq", ".arrow", ".feather", ".ipc")  # what needs no end
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A relation's files, opened and pinned: what is read is what was registered."""
+    """A relation's files, opened and pinned: reads see the registered bytes."""
 
     refs: tuple[FileRef, ...]
     descriptors: tuple[int, ...]
@@ -76,11 +76,11 @@ class Opened:
         return True
 
     def digest(self, number: int) -> str:
-        """SHA-256 of a file."""
+        """Return the SHA-256 of a file."""
         return sha256(self.descriptors[number])
 
     def open(self, number: int) -> Any:
-        """What Arrow reads a file from."""
+        """Return what Arrow can read the file from."""
         return self.paths[number]
 
     def close(self) -> None:
@@ -89,15 +89,15 @@ class Opened:
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """An empty engine in memory, with what is the same for every job. `fence` it before anything is read."""
-    # Threads are for who needs them: it would start eight that wait for objects in stores, each with its stack.
+    """Return an empty in-memory engine with the common settings. Call `fence` before reading anything."""
+    # By default it starts eight threads that wait for objects in stores, each with its stack.
     con = duckdb.connect(":memory:", config={"threads": 1, "async_threads": 0})
     _set(con, _ALWAYS)
     return con
 
 
 def warm_up() -> None:
-    """Load what the engine and Arrow load on first use, before the first job waits for it."""
+    """Load what the engine and Arrow load on first use, before the first job."""
     con = connect()
     with con:
         list(con.sql("SELECT 1 AS one").to_arrow_reader(1))
@@ -105,7 +105,7 @@ def warm_up() -> None:
 
 
 def _start_threads() -> None:
-    """Arrow starts its threads when they first have work: now, while nothing limits our memory."""
+    """Make Arrow start its threads now, while memory is not limited."""
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
@@ -115,7 +115,7 @@ def _start_threads() -> None:
 
 def fence(
     con: duckdb.DuckDBPyConnection,
-    *beside: duckdb.DuckDBPyConnection,
+    *more: duckdb.DuckDBPyConnection,
     paths: Sequence[str],
     limits: Limits,
     temp: Path | None = None,
@@ -123,21 +123,21 @@ def fence(
     far: bool = False,
     ordered: bool = False,
 ) -> None:
-    """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
+    """Close access to everything but `paths`, set the limits, and lock the settings.
 
-    `beside`: more connections to the same engine. What is set for one connection another does not have, not even the
-    time zone: they are set as ours is.
-    `far`: some of the files are objects in a store, of which much is better asked for at once. `ordered`: where there
-    is one thread, no rows wait in it while others pass them. Without `temp` nothing spills: the engine lets queries
-    read its temporary directory, so there is none unless the caller gives a private, empty one.
+    `more`: further connections to the same engine. Settings belong to one connection, even the time zone, so they get
+    the same. `followed`: progress can be queried. `far`: some files are objects in a store, which are better read in
+    large requests. `ordered`: with one thread, no rows wait in the engine while later rows pass. `temp`: a private,
+    empty folder to spill to. Without it nothing spills, because queries can read the engine's temporary directory.
     """
-    # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
-    # Several work at a row group each, and all but the first wait unless there is room for what they make.
+    # One thread does not work ahead of its reader, so a whole row group need not be in memory. Several threads decode
+    # a row group each; all but the first wait unless the buffer has room for their rows.
     ahead = _ONE_THREAD if limits.threads == 1 else _THREADS
-    told = {"enable_progress_bar": str(followed).lower(), "enable_progress_bar_print": "false"}
+    progress = {"enable_progress_bar": str(followed).lower(), "enable_progress_bar_print": "false"}
     waits = {"enable_caching_operators": "false"} if ordered else {}
-    each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true", **told, **waits}
-    for other in beside:
+    each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true"}
+    each |= progress | waits
+    for other in more:
         _set(other, _ALWAYS | each)
     believed = _BELIEVED_LESS if paths else {}
     threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
@@ -160,9 +160,9 @@ def fence(
     )
 
 
-# The engine drops a condition, a case of a mask, a test for null, that the statistics of a footer say is always true:
-# whoever writes a footer would say which rows a policy shows. They only let it pass over row groups. What it works out
-# of tables that it has made itself, as answers that are merged, stays of use.
+# The engine drops a condition, a mask case or a null test that a footer's statistics call always true: the writer of a
+# footer would decide which rows a policy shows. Statistics may only skip row groups. For tables that the engine itself
+# made, such as merged answers, the optimizer stays on.
 _BELIEVED_LESS = {"disabled_optimizers": "'statistics_propagation'"}
 _ONE_THREAD, _THREADS = "'64KB'", "'16MB'"
 _WAITING_THREADS = "8"
@@ -194,13 +194,13 @@ Files: TypeAlias = "Opened | Borrowed"
 
 
 def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: ObjectChannel | None = None) -> Files:
-    """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
+    """Open a relation's files and return them with names for the engine.
 
     Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
-
-    The names lead through links in a private folder to our descriptors: a file that is replaced after this line is not
-    read, and the engine never sees the owner's path. Partition folders keep their names. Without a folder there are no
-    links: the names are for us.
+    The names are links in the private `folder` to our descriptors: a file that is replaced later is not read, and the
+    engine never sees the owner's path. Partition folders keep their names. Without a folder there are no links, and
+    the names are descriptors.
+    Raises: VersionChanged where a file is not the registered one.
     """
     refs = tuple(FileRef.from_json(dict(file)) for file in relation.files)
     if any(ref.etag for ref in refs):
@@ -212,7 +212,9 @@ def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk
     descriptors: list[int] = []
     try:
         descriptors.extend(open_pinned(ref) for ref in refs)
-        paths = [_ours(one) for one in descriptors] if folder is None else _linked(folder, refs, descriptors)
+        paths = (
+            [_descriptor_path(one) for one in descriptors] if folder is None else _link_files(folder, refs, descriptors)
+        )
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -221,7 +223,7 @@ def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk
 
 
 def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
-    """Let the engine read the objects among these files, by the names that they have."""
+    """Let the engine read the objects among these files under their names."""
     if objects := [one for one in files if not isinstance(one, Opened)]:
         from connector.engine.worker.read.object_filesystem import FileSystem
 
@@ -234,34 +236,34 @@ def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened
 
 
 def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:
-    """Make what was attached under a name readable under another, and under that only."""
+    """Rename an attached relation."""
     con.execute(f"ALTER VIEW {quote_name(name)} RENAME TO {quote_name(to)}")
 
 
 def attach_once(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
-    """Make the rows of an Arrow stream that was found valid readable under a name; we read it for the engine."""
+    """Make the rows of a validated Arrow stream readable under a name. Arrow reads them for the engine."""
     from connector.datasets.sources.arrow_dataset import ArrowStream
 
     con.register(name, ArrowStream.at(opened.paths[0]))
 
 
 def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
-    """Read such rows into memory, and make them readable under a name."""
+    """Read the rows of an Arrow stream into memory, and make them readable under a name."""
     with pa.OSFile(opened.paths[0]) as file:
-        attach_table(con, name, _foreign(file).read_all())
+        attach_table(con, name, _open_foreign(file).read_all())
 
 
 def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
-    """Take such rows into the engine, under a name; to its disk where they are many.
+    """Copy the rows of an Arrow stream into the engine under a name; it spills many rows to disk.
 
-    One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
+    Batch by batch: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
     with pa.OSFile(opened.paths[0]) as file:
-        take_in(con, name, _foreign(file))
+        take_in(con, name, _open_foreign(file))
 
 
-def _foreign(file: pa.NativeFile) -> pa.RecordBatchReader:
-    """Return a reader of an Arrow stream from another party, of types that the engine may be given."""
+def _open_foreign(file: pa.NativeFile) -> pa.RecordBatchReader:
+    """Return a reader of an Arrow stream from another party, with trusted types only."""
     reader = pa.ipc.open_stream(file)
     schema = trusted_schema(reader.schema)
     return pa.RecordBatchReader.from_batches(schema, (cast_batch(batch, schema) for batch in reader))
@@ -273,33 +275,33 @@ def take_in(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table | pa.Recor
 
 
 def unite(con: duckdb.DuckDBPyConnection, name: str, parts: Sequence[str]) -> None:
-    """The rows of all parts readable under a name, where they are."""
+    """Make the rows of all parts readable under one name, without copying them."""
     rows = " UNION ALL ".join(f"FROM {quote_name(part)}" for part in parts)
     con.execute(f"CREATE VIEW {quote_name(name)} AS {rows}")
 
 
 def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Forget what was loaded under a name."""
+    """Drop a loaded table."""
     con.execute(f"DROP TABLE {quote_name(name)}")
 
 
 def drop_view(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Forget what was united under a name."""
+    """Drop a view."""
     con.execute(f"DROP VIEW {quote_name(name)}")
 
 
 def detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Forget rows in memory, or a stream that we read for the engine."""
+    """Unregister rows in memory, or an Arrow stream."""
     con.unregister(name)
 
 
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
-    """Make rows in memory (keys of a semi-join) readable under a name."""
+    """Make rows in memory, such as keys of a semi-join, readable under a name."""
     con.register(name, table)
 
 
 def interrupt(cons: Sequence[duckdb.DuckDBPyConnection]) -> None:
-    """Stop what these connections do now. One that is closed has nothing to stop."""
+    """Interrupt what these connections run. Closed connections are ignored."""
     for con in cons:
         with suppress(Exception):
             con.interrupt()
@@ -308,7 +310,7 @@ def interrupt(cons: Sequence[duckdb.DuckDBPyConnection]) -> None:
 def query(
     con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any]
 ) -> duckdb.DuckDBPyRelation:
-    """Bind one SELECT with its parameters; nothing is read before its reader is asked."""
+    """Bind one SELECT with its parameters. Rows are read only when its reader is."""
     found = con.sql(sql, params=params) if params else con.sql(sql)
     if found is None:
         raise VersionChanged("expected a SELECT, which gives rows")
@@ -324,10 +326,12 @@ def batches(
     even: bool = False,
     aside: wide_tables.Aside | None = None,
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come.
-    `even`: where a batch ends does not depend on `rows`, unless they are `exact`, nor on how many come at once.
-    `aside`: where there is a place for rows of too many columns (`query.wide`)."""
-    # What it works ahead is counted in bytes of values, and a batch of its takes hundreds more, however few it has.
+    """Return the schema, and batches of `rows` rows, cut near `target` bytes and joined unless `exact`.
+
+    `even`: batch ends depend on the rows only, not on how many the engine returns at once. `aside`: place for rows of
+    too many columns (`wide_tables`).
+    """
+    # Its buffer counts bytes of values, and each of its batches takes hundreds more, even with few rows.
     asked = rows * -(-ROWS_MIN // rows) if exact else rows
     reader = relation.to_arrow_reader(asked) if aside is None else wide_tables.reader(relation, asked, aside)
     schema = plain_schema(reader.schema)
@@ -341,8 +345,8 @@ def batches(
 
 
 def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
-    """The schema of an answer, without its rows."""
-    nothing = relation.limit(0).to_arrow_table()  # where two columns have one name, it has another for the second
+    """Return the schema of an answer, without its rows."""
+    nothing = relation.limit(0).to_arrow_table()  # it renames the second of two columns with one name
     return plain_schema(nothing.rename_columns(relation.columns).schema)
 
 
@@ -361,16 +365,16 @@ def others_than_arrow(types: Sequence[Any]) -> dict[int, str]:
 
 
 def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:
-    """Rows of this relation that make about `target` bytes; `row_bytes` is what is known of its columns' widths."""
+    """Return how many rows of this relation make about `target` bytes. `row_bytes`: known widths of columns."""
     columns = zip(relation.columns, relation.types, strict=True)
     return rows_for(sum(measured(width_of(kind), row_bytes.get(name)) for name, kind in columns), target)
 
 
 def code_of(error: BaseException, *, asked: bool) -> str:
-    """The code that stands for an engine's error; its text quotes values and never leaves the process.
+    """Return the code of an engine's error. Its text quotes values and never leaves the process.
 
-    `asked`: the SQL is somebody's question, so a number that grows too large is their mistake and not ours. One code
-    for all of these, and only for what visible rows do: to the question hidden ones are NULL.
+    `asked`: a person wrote the SQL, so an overflow is an error of the question. All of these have one code, and only
+    visible rows cause them: hidden rows are NULL to the question.
     """
     text = str(error)
     if asked and text.startswith(_MISTAKES):
@@ -378,8 +382,7 @@ def code_of(error: BaseException, *, asked: bool) -> str:
     named = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if named is not None:
         return named
-    # What comes up while Arrow reads has the engine's words in it, and Arrow's own in those: an error of the engine, or
-    # an OSError where its answer is read as Arrow.
+    # An error while Arrow reads wraps the texts of engine and Arrow in an error of the engine, or in an OSError.
     if _NO_MEMORY.match(text) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "memory_limit"
     return next((code for start, code in _STARTS.items() if text.startswith(start)), "engine_failed")
@@ -413,7 +416,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def _linked(folder: Path, refs: Sequence[FileRef], descriptors: Sequence[int]) -> list[str]:
+def _link_files(folder: Path, refs: Sequence[FileRef], descriptors: Sequence[int]) -> list[str]:
     """A path for each descriptor, below its partition folders.
 
     One link a folder, to where the system lists our descriptors: one a file would be thousands of files on the disk.
@@ -426,12 +429,12 @@ def _linked(folder: Path, refs: Sequence[FileRef], descriptors: Sequence[int]) -
         link = place.parent / "fd" if binary else place
         if not binary or not link.is_symlink():
             link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            link.symlink_to("/proc/self/fd" if binary else _ours(descriptor))
+            link.symlink_to("/proc/self/fd" if binary else _descriptor_path(descriptor))
         paths.append(f"{link}/{descriptor}" if binary else str(link))
     return paths
 
 
-def _ours(descriptor: int) -> str:
+def _descriptor_path(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 

@@ -1,8 +1,8 @@
-"""An engine and what one job may read with it: files pinned, everything else fenced off. Runs in a worker only.
+"""Pins a job's files and opens a locked-down engine over them. Runs in a worker only.
 
-Who asks once often asks again of the same data. So what a job has opened waits a while for the next one of the same
-consumer, which finds files, footers and fence ready; its SQL is checked like any other's. Where no other job reads the
-same files, as answers that are merged, they go with it, and the engine alone waits.
+A consumer often queries the same data again. So opened files and engine are kept for a while for the next job of the
+same consumer over the same files; its SQL is checked like any other. Files that no other job reads, such as answers to
+merge, are closed with the job, and only the engine is kept.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from connector.engine.pool.protocol import Job, Limits, Relation, fields_of
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.read.object_channel import ObjectChannel
 
-# How rows that only one job reads become readable, and how they are forgotten.
+# How rows that only one job reads are attached, and how they are removed.
 _TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str], None]]] = {
     wire.IN_PLACE: (duckdb_engine.attach_once, duckdb_engine.detach),
     wire.HELD: (duckdb_engine.hold, duckdb_engine.detach),
     wire.LOADED: (duckdb_engine.load, duckdb_engine.drop),
 }
 _PAGES = 2 * 2**20  # bytes of a column that a reader holds: writers make pages of a megabyte, and they come compressed
-_BLOB = 4096  # bytes of a value, from which all of a column's may be held: Arrow reads blobs by the row group
-_KEPT_FILES = 64  # no more are held open for a job that may never come
+_BLOB = 4096  # bytes of a value: of larger ones a whole column chunk is held, as Arrow reads blobs by the row group
+_KEPT_FILES = 64  # the most files that are kept open for a next job
 
 
 class Opening:
-    """Opened step by step: `pin` files, `fence` an engine around them; or `ready`, all of it. `close` it."""
+    """A job's files and its engine. Opened by `ready`, or step by step by `pin` and `fence`; ended by `close`."""
 
     def __init__(
         self,
@@ -46,21 +46,24 @@ class Opening:
         readers: int = 1,
         ordered: bool = False,
     ) -> None:
-        """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed. `key`: for which jobs
-        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own.
-        `ordered`: where the engine has one thread, no rows wait in it while others pass them."""
+        """`folder`: private, need not exist yet. `desk`: channel for blocks of objects. `key`: jobs that it may be kept
+        for, empty for none. `readers`: connections to the engine, each read by a thread of its own. `ordered`: with
+        one thread, no rows wait in the engine while later rows pass."""
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[duckdb_engine.Files] = []
         self.con: Any = None
-        self._beside: list[Any] = []  # the other connections
+        self._more: list[Any] = []  # the other connections
         self._readers, self._ordered = readers, ordered
         self.names: list[str] = []  # under which the engine has the files
-        self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
+        # Names of this job only, each with the function that removes it.
+        self.brought: list[tuple[str, Callable[[Any, str], object]]] = []
         self.rested_at = 0.0
 
     def pin(self, relation: Relation, *, linked: bool = True) -> duckdb_engine.Files:
-        """The next relation's files, opened; VersionChanged where they are not those that were registered. The engine
-        finds them where they are `linked`."""
+        """Open the next relation's files. `linked`: the engine can find them.
+
+        Raises: VersionChanged where they are not the registered ones.
+        """
         number = len(self.files)
         folder = self.folder / str(number) if linked else None
         found = duckdb_engine.open_files(relation, folder, number=number, desk=self.desk)
@@ -69,33 +72,33 @@ class Opening:
         return found
 
     def fence(self, con: Any, *more: str, followed: bool = False) -> Any:
-        """Let the engine read what is pinned, and `more` paths, and nothing else. `followed`: it says how far it is."""
-        self.con, self._beside = con, [con.cursor() for _ in range(self._readers - 1)]
+        """Let the engine read the pinned files and `more` paths only. `followed`: progress can be queried."""
+        self.con, self._more = con, [con.cursor() for _ in range(self._readers - 1)]
         duckdb_engine.lend(con, self.files)
         temp = self.folder / "temp" if self.limits.temp_mb else None
         if temp is not None:
             temp.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [path for found in self.files for path in found.paths]
         far = any(not isinstance(found, duckdb_engine.Opened) for found in self.files)
-        limits = replace(self.limits, threads=1) if self._beside else self.limits
+        limits = replace(self.limits, threads=1) if self._more else self.limits
         duckdb_engine.fence(
-            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far,
+            con, *self._more, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far,
             ordered=self._ordered,
         )  # fmt: skip
         return con
 
     def interrupt(self) -> None:
-        """Stop what the engine does now; nobody has it after us."""
+        """Interrupt the engine, which is not kept for another job then."""
         self.key = ""
         duckdb_engine.interrupt(self.cons)
 
     @property
     def cons(self) -> tuple[Any, ...]:
-        """The connections to the engine, where it is open: ours, and those that are read beside it."""
-        return () if self.con is None else (self.con, *self._beside)
+        """Return all connections to the engine; none while it is closed."""
+        return () if self.con is None else (self.con, *self._more)
 
     def ready(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
-        """An engine in which all relations that are files are readable under their names: ours, or a `new` one."""
+        """Return an engine in which all relations in files are readable under their names: the kept or a `new` one."""
         named = _files_in(relations)
         if not self.files:
             for relation in named.values():
@@ -113,7 +116,7 @@ class Opening:
         return self.con
 
     def ready_once(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
-        """The same for Arrow streams that no other job reads. We read them for the engine, which is let at no file."""
+        """Return an engine with Arrow streams that no other job reads. Arrow reads them, the engine opens no file."""
         con = self.con or self.fence(new())
         for name, relation in _files_in(relations).items():
             found = self.pin(relation, linked=False)
@@ -123,13 +126,12 @@ class Opening:
         return con
 
     def bring(self, name: str, table: Any) -> None:
-        """A table in memory, readable under its name by this job."""
+        """Make a table in memory readable under a name for this job."""
         duckdb_engine.attach_table(self.con, name, table)
         self.brought.append((name, duckdb_engine.detach))
 
     def take(self, name: str, tables: Sequence[pa.Table], taken: str) -> None:
-        """Answers that came small, readable under a name by this job: held, or loaded. Of several types the engine
-        makes one."""
+        """Make small answers readable under a name for this job, held or loaded. The engine unites different types."""
         if len(tables) > 1:
             parts = [f"{name}.{number}" for number in range(len(tables))]
             for part, table in zip(parts, tables, strict=True):
@@ -143,7 +145,7 @@ class Opening:
             self.bring(name, tables[0])
 
     def rest(self) -> bool:
-        """Let go of what the ended job alone had. Whether another one may have the engine: nothing is on its disk."""
+        """Remove what only the ended job had. Returns whether another job may use the engine: its disk is empty."""
         if not self.key or self.con is None:
             return False
         for name, end in self.brought:
@@ -155,12 +157,12 @@ class Opening:
         return not temp.exists() or not any(temp.iterdir())
 
     def current(self) -> bool:
-        """Whether each file's name still leads to what is pinned."""
+        """Whether each file's name still leads to the pinned file."""
         return all(isinstance(found, duckdb_engine.Opened) and found.current() for found in self.files)
 
     @property
     def aside(self) -> Path:
-        """Where this job may keep what does not fit into memory; nothing of it is the engine's."""
+        """Folder for what does not fit into this job's memory; the engine does not use it."""
         return self.folder / "aside"
 
     def let_go(self) -> None:
@@ -187,8 +189,11 @@ def _files_in(relations: Mapping[str, Relation]) -> dict[str, Relation]:
 
 
 def readers(job: Job) -> int:
-    """How many ranges of a job are read at once: the engine's own threads work on different row groups, and a range may
-    have only one. As many as half of the job's memory holds the pages of; one where nobody knows how large they are."""
+    """Return how many ranges of a job are read at once.
+
+    A range may have only one row group, and the engine's threads work on different row groups. Half of the job's memory
+    must hold the pages of all; 1 if their size is unknown.
+    """
     (first, *_) = (*job.relations.values(), Relation(""))
     if job.only is None or first.kind not in wire.PARQUET or not first.row_bytes:
         return 1
@@ -199,23 +204,23 @@ def readers(job: Job) -> int:
 
 
 def mixes(job: Job) -> bool:
-    """Whether the engine, left to itself, might not keep an order that the rows of a job have to come in.
+    """Whether the engine's threads might change the order that a job's rows must have.
 
-    It makes a join of IN with several values, and has no order for what it joins, whatever its setting says (found with
-    DuckDB 2.0.1): several threads mix it, and in one thread few rows wait until all others have passed. A cursor of a
-    range stands for all rows before it.
+    It turns IN with several values into a join, and keeps no order in joins whatever its setting (DuckDB 2.0.1):
+    several threads mix the rows, and in one thread a few rows wait until all others have passed. A cursor of a range
+    stands for all rows before it.
     """
-    placed = job.only is not None and bool(job.only.position)
-    return placed or (job.ordered and " IN (" in job.sql)
+    has_cursors = job.only is not None and bool(job.only.position)
+    return has_cursors or (job.ordered and " IN (" in job.sql)
 
 
 def limits_of(job: Job) -> Limits:
-    """The limits of a job's engine: with one thread where several would mix the rows."""
+    """Return the limits of a job's engine: one thread where several would mix the rows."""
     return replace(job.limits, threads=1) if mixes(job) else job.limits
 
 
 def key_of(job: Job) -> str:
-    """For which jobs what this one opens may be kept; empty for none."""
+    """Return the key of jobs that may reuse what this one opens; empty for none."""
     limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads, mixes(job))
     if job.kind not in ("query", "shapes") or job.only is not None:
         return ""

@@ -1,7 +1,7 @@
-"""Objects in a store as files of the engine, inside a worker: each block is a descriptor that the main process lends.
+"""File system over objects in a store, whose blocks the main process lends as descriptors. Runs in a worker only.
 
-The engine asks this file system for ranges of names that only this job has (`hanse://0/year=2024/3.parquet`); we have
-neither the network nor the credentials. Runs in a worker process only.
+The engine reads ranges of names that only this job has (`hanse://0/year=2024/3.parquet`). A worker has neither network
+nor credentials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HELD = 16  # descriptors kept open
 
 
 class Borrowed:
-    """A relation's objects. As `engine.Opened`: what is read is what was registered."""
+    """A relation's objects. As with `duckdb_engine.Opened`, reads see the registered bytes."""
 
     descriptors: tuple[int, ...] = ()
 
@@ -44,7 +44,7 @@ class Borrowed:
         self._numbers = {path: number for number, path in enumerate(self.paths)}
 
     def check_unchanged(self) -> None:
-        """The first thing that went wrong, or whether every object is still what it was."""
+        """Check that every object is still the registered one. Raises: the first error of a read, or of this check."""
         if self.fault is not None:
             raise self.fault
         try:
@@ -55,12 +55,12 @@ class Borrowed:
             raise fault.args[0] from None
 
     def digest(self, number: int) -> str:
-        """What the store says of an object's bytes."""
+        """Return the store's identification of an object's bytes."""
         ref = self.refs[number]
         return f"etag:{ref.etag}:{ref.size}:{ref.version}"
 
     def open(self, number: int) -> _File:
-        """An object as a file."""
+        """Return an object as a file."""
         return _File(self, number, self.refs[number].size)
 
     def number_of(self, path: str) -> int:
@@ -73,7 +73,7 @@ class Borrowed:
         return self._numbers[path]
 
     def read_into(self, number: int, start: int, target: memoryview) -> int:
-        """Bytes from `start` on; as many as there are, at most as `target` takes."""
+        """Fill `target` with the bytes from `start` on, up to the object's end. Returns their number."""
         stop = min(self.refs[number].size, start + len(target))
         if start >= stop:
             return 0
@@ -126,11 +126,11 @@ class Borrowed:
     def _ask(self, what: bytes, number: int, first: int, count: int) -> None:
         try:
             self._desk.socket.send(wire.LOAN.pack(what, self._relation, number, first, count))
-        except OSError:  # shut: nobody waits for our answer any more
+        except OSError:  # shut: the job was cancelled
             raise HanseFault(self._desk.fault or Coded("cancelled")) from None
 
     def _next_answer(self) -> int:
-        """The next answer: a descriptor, or -1 for a check that found nothing."""
+        """Return the descriptor of the next answer, or -1 for a successful check. Raises: HanseFault."""
         try:
             message, descriptors, _, _ = socket.recv_fds(self._desk.socket, 256, 1)
         except OSError:  # as when it is shut
@@ -146,14 +146,14 @@ class Borrowed:
 
 
 class HanseFault(Exception):
-    """Carries what stops the job through the engine, which would swallow it."""
+    """Carries the error that stops a job through the engine, which would swallow it."""
 
 
 class _File(io.RawIOBase):
-    """One object as the engine and Arrow read it.
+    """An object as a file for the engine and Arrow.
 
-    Several threads of the engine read one file by a seek and a read each, and other threads come between the two: what
-    a thread has sought is where that thread reads next. Reads without a seek go on where the last one ended.
+    Several threads of the engine share a file, each with a seek before a read: a seek applies to the next read of its
+    thread. Reads without a seek continue where the last one ended.
     """
 
     def __init__(self, borrowed: Borrowed, number: int, size: int) -> None:
@@ -195,7 +195,7 @@ class _File(io.RawIOBase):
 
 
 class FileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]  # untyped base
-    """The objects of one job's relations under the names that the engine was given."""
+    """The objects of a job's relations under the names that the engine has for them."""
 
     protocol = SCHEME
     cachable = False

@@ -36,7 +36,7 @@ def run_in_turns(makers: Sequence[_Maker[_T]], *, stop: Callable[[], None]) -> G
 
 
 class _Line:
-    """What one thread makes: _BEGIN, the items of a sequence, _END, and so on; _END again when there is no more."""
+    """Queue of one thread: _BEGIN, the items of a sequence, _END, and so on; _END again at the end."""
 
     def __init__(self, make: _Maker[Any]) -> None:
         self.unwanted = False
@@ -68,7 +68,7 @@ class _Line:
         try:
             raise item.error
         finally:
-            del item  # or it would hold this call, and all that the error came from
+            del item  # it would hold this frame, and all frames of the error
 
     def _fill(self, make: _Maker[Any]) -> None:
         try:

@@ -1,9 +1,9 @@
-"""The fast way for rows that are sent as they are: Parquet pages straight to Arrow, without the engine.
+"""Reads unchanged rows from Parquet with pyarrow, without the engine, where that is faster. Runs in a worker.
 
-pyarrow takes less processor time than the engine for blobs, and for numbers where it makes a row group of them at
-once, which a thread does while the one before is sent; for texts and decimals it takes more (data-plane, section 1.3).
-So this way is for rows with blobs and for rows of numbers alone, and only where the files' types are the very types of
-the answer: nobody can tell which way it came. Runs in a worker.
+pyarrow takes less processor time than the engine for blobs, and for numbers if it decodes a whole row group at once,
+in a thread while the previous one is sent. For texts and decimals it takes more (data-plane, section 1.3). So it reads
+rows with blobs and rows of numbers only, and only where the files have exactly the answer's types: the rows are equal
+either way.
 """
 
 from __future__ import annotations
@@ -29,28 +29,30 @@ _ALL = 2**62
 FILES_MAX = 256
 GROUP_MAX = 128 * 2**20  # a row group is read whole
 _AT_ONCE = 16  # columns
-_COLUMN = 2**13  # bytes that Arrow takes for a column beside its values
-_LEAST = 4  # bytes of a whole number as Parquet has it
-_MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
-_KNOWN: dict[tuple[Any, ...], bool] = {}  # which files fit, of those asked for last
+_COLUMN = 2**13  # bytes that Arrow takes for a column in addition to its values
+_LEAST = 4  # bytes of a whole number in Parquet
+_MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is decoded
+_KNOWN: dict[tuple[Any, ...], bool] = {}  # the last results of `_fits`
 _KNOWN_MAX = 256
 
 
-def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool = False) -> bool:
-    """Whether these files may and should be read the fast way to give `schema`. `crowded`: by more than can work at
-    once, of whom each lets go of what it has made."""
+def is_faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool = False) -> bool:
+    """Whether pyarrow may read these files for `schema` and is faster.
+
+    `crowded`: more scans run than can work at once, so each would drop row groups that it has decoded.
+    """
     if kind != "parquet" or not 0 < len(paths) <= FILES_MAX or any("." in name for name in schema.names):
         return False
     if len(set(schema.names)) < len(schema.names):
         return False
-    at_once = numbers(schema)
+    at_once = is_numeric(schema)
     if (at_once and crowded) or not (at_once or any(pa.types.is_binary(field.type) for field in schema)):
         return False
     return all(_is_known_to_fit(schema, path, at_once=at_once) for path in paths)
 
 
-def numbers(schema: pa.Schema) -> bool:
-    """Whether row groups of these columns are made at once, one while another is sent."""
+def is_numeric(schema: pa.Schema) -> bool:
+    """Whether all columns are numbers: then whole row groups are decoded, one while another is sent."""
     return bool(schema.names) and all(_is_number(kind) for kind in schema.types)
 
 
@@ -61,9 +63,9 @@ def _is_number(kind: pa.DataType) -> bool:
 def batches(
     paths: Sequence[str], schema: pa.Schema, *, rows: int, target: int, threads: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of the files in order, in batches of at most `rows`, near `target` bytes."""
+    """Yield the rows of the files in order, in batches of at most `rows` rows and near `target` bytes."""
     every = [(path, 0, _ALL) for path in paths]
-    if numbers(schema):
+    if is_numeric(schema):
         return chain.from_iterable(spans(every, schema, rows=rows, target=target, threads=threads))
     found = (piece for span in every for piece in _cut(span, schema, rows, target, threads=threads))
     return gather(found, at_least=target // 4)
@@ -72,32 +74,33 @@ def batches(
 def rows_between(
     path: str, schema: pa.Schema, first: int, stop: int, *, rows: int, target: int
 ) -> Iterator[pa.RecordBatch]:
-    """Rows `first` to `stop` of one file; groups that hold none of them are passed over."""
+    """Yield rows `first` to `stop` of one file. Row groups without any of them are not decoded."""
     return gather(_cut((path, first, stop), schema, rows, target), at_least=target // 4)
 
 
 def spans(
     wanted: Iterable[_Span], schema: pa.Schema, *, rows: int, target: int, threads: bool
 ) -> Generator[Iterator[pa.RecordBatch]]:
-    """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
-    to be read to its end before the next one is asked for. Takes the memory of two row groups, and of what one is made
-    of."""
+    """Yield for each span its rows in batches of at most `rows` rows and near `target` bytes; for `is_numeric` schemas.
+
+    Read each span to its end before asking for the next. Takes the memory of two decoded row groups and an encoded one.
+    """
     made, width = _make_tables(_pieces(wanted), schema.names, threads=threads), fixed_width(schema)
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
-            found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
+            found = (batch for _, table in tables for batch in _to_schema(table, schema).to_batches(rows))
             pieces = (piece for batch in found for piece in cut(batch, target, width=width))
             yield gather(pieces, at_least=target // 4, width=width)
 
 
-def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Its columns in their order; a field that says that it has no null, or has few values, says so no more."""
+def _to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table in the order and with the exact types of `schema`."""
     ordered = table.select(schema.names)
     return ordered if ordered.schema == schema else ordered.cast(schema)
 
 
 class _Piece(NamedTuple):
-    """Some rows of a row group, of which span they are. A span without rows has one of no row group."""
+    """Rows of a row group that belong to a span. A span without rows has one piece, with group -1."""
 
     span: int
     file: pq.ParquetFile
@@ -112,7 +115,7 @@ def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
         if path != opened:
             file, opened = pq.ParquetFile(path, pre_buffer=False), path
             groups = _groups(file)
-        found = _holding(groups, first, stop)
+        found = _groups_with(groups, first, stop)
         for group, start, end in found:
             yield _Piece(number, file, group, max(0, first - start), min(end, stop) - start)
         if not found:
@@ -120,23 +123,23 @@ def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
 
 
 def _groups(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Where in the file the rows of each row group begin and end."""
+    """Return where in the file the rows of each row group begin and end."""
     sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
     return list(pairwise([0, *accumulate(sizes)]))
 
 
-def _holding(groups: Sequence[tuple[int, int]], first: int, stop: int) -> list[tuple[int, int, int]]:
-    """The numbers of those that hold any of these rows, each with where it begins and ends."""
+def _groups_with(groups: Sequence[tuple[int, int]], first: int, stop: int) -> list[tuple[int, int, int]]:
+    """Return the row groups with any of these rows: number, first row and end."""
     return [(group, start, end) for group, (start, end) in enumerate(groups) if start < stop and first < end]
 
 
 def _make_tables(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
-    """Each piece as a table, with its span; the next one is made meanwhile."""
+    """Yield each piece as a table, with its span. The next one is decoded meanwhile."""
 
     def make(one: _Piece) -> pa.Table:
         if one.group < 0:
             return one.file.schema_arrow.empty_table().select(columns)
-        return _whole(one.file, one.group, columns, threads=threads).slice(one.first, one.stop - one.first)
+        return _read_group(one.file, one.group, columns, threads=threads).slice(one.first, one.stop - one.first)
 
     coming: deque[tuple[int, Future[pa.Table]]] = deque()
     thread = ThreadPoolExecutor(1)
@@ -151,8 +154,8 @@ def _make_tables(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: b
         thread.shutdown(cancel_futures=True)
 
 
-def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads: bool) -> pa.Table:
-    """A row group. By one thread some columns at a time: what all are made of would be held until the last is made."""
+def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads: bool) -> pa.Table:
+    """Return a row group. One thread decodes a few columns at a time: encoded pages are held until a call ends."""
     at_once = len(columns) if threads else _AT_ONCE
     some = [list(columns[at : at + at_once]) for at in range(0, len(columns), at_once)]
     tables = [file.read_row_group(group, columns=names, use_threads=threads) for names in some]
@@ -164,17 +167,19 @@ def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads:
 
 
 def _take_result(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
-    """With nothing left of it here."""
+    """Return the first result, and keep no reference to it."""
     span, table = coming.popleft()
     return span, table.result()
 
 
 def _cut(span: _Span, schema: pa.Schema, rows: int, target: int, *, threads: bool = False) -> Iterator[pa.RecordBatch]:
-    """The rows of a span in batches that are not too large. One row group is decoded after the other: all of them at
-    once would be held together."""
+    """Yield the rows of a span in batches that are not too large.
+
+    Each row group has an iterator of its own: one over all of them would hold all.
+    """
     path, first, stop = span
     with pq.ParquetFile(path) as file:
-        for group, start, _ in _holding(_groups(file), first, stop):
+        for group, start, _ in _groups_with(_groups(file), first, stop):
             at = start
             for batch in file.iter_batches(rows, row_groups=[group], columns=schema.names, use_threads=threads):
                 skip, most = max(0, first - at), min(batch.num_rows, stop - at)
@@ -184,10 +189,10 @@ def _cut(span: _Span, schema: pa.Schema, rows: int, target: int, *, threads: boo
 
 
 def _is_known_to_fit(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
-    """As `_fits`, which is asked once of a file: of many columns and row groups it takes milliseconds."""
+    """Return `_fits`, computed once for each file: it takes milliseconds for many columns and row groups."""
     try:
         found = os.stat(path)
-    except OSError:  # the engine says what is wrong with it
+    except OSError:  # the engine reports what is wrong with it
         return False
     key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, schema.serialize().to_pybytes(), at_once
     if (fits := _KNOWN.get(key)) is None:
@@ -198,11 +203,11 @@ def _is_known_to_fit(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
 
 
 def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
-    """The very types, in row groups that may be held, and that Arrow reads as the engine does."""
+    """Whether a file has exactly these types, in small row groups and encodings that Arrow and engine read alike."""
     try:
         footer = pq.read_metadata(path)
         found = plain_schema(footer.schema.to_arrow_schema())
-    except (ValueError, NotImplementedError, OSError):  # what Arrow does not know, as types of columns beside
+    except (ValueError, NotImplementedError, OSError):  # what Arrow does not know, such as types of other columns
         return False
     if not all(found.get_field_index(one.name) >= 0 and found.field(one.name).type == one.type for one in schema):
         return False
@@ -210,7 +215,7 @@ def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
     if max((group.total_byte_size for group in groups), default=0) > GROUP_MAX:
         return False
     paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
-    if at_once and not (_is_made_at_once(schema, groups) and _are_alone(schema.names, paths)):
+    if at_once and not (_is_decoded_whole(schema, groups) and _has_no_prefix_clash(schema.names, paths)):
         return False
     wanted = set(schema.names)
     leaves = [number for number, one in enumerate(paths) if one.split(".", 1)[0] in wanted]
@@ -223,32 +228,32 @@ def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
     )
 
 
-def _is_made_at_once(schema: pa.Schema, groups: Sequence[Any]) -> bool:
-    """Whether the values of each row group are few enough, and no block is a part of one, which is made whole."""
+def _is_decoded_whole(schema: pa.Schema, groups: Sequence[Any]) -> bool:
+    """Whether row groups are small enough to be decoded whole. A block must not be a part of one."""
     rows = max((group.num_rows for group in groups), default=0)
-    size = rows * sum(map(_made_of, schema.types)) + len(schema.names) * _COLUMN
+    size = rows * sum(map(_decoding_bytes, schema.types)) + len(schema.names) * _COLUMN
     return rows <= ROWS_MAX and size <= _MADE_MAX
 
 
-def _made_of(kind: pa.DataType) -> int:
-    """Bytes that making a value takes: Parquet has small whole numbers as 32 bits, and Arrow makes them of these."""
+def _decoding_bytes(kind: pa.DataType) -> int:
+    """Return the bytes for decoding a value: Parquet stores small whole numbers as 32 bits, which Arrow narrows."""
     width = int(kind.bit_width) // 8
     return width if width >= _LEAST else width + _LEAST
 
 
-def _are_alone(names: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether no column beside has a name that begins with one of theirs and a dot: it would be read with it."""
+def _has_no_prefix_clash(names: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether no other column's name begins with one of these and a dot: Arrow would read it too."""
     wanted = set(names)
     return not any(one not in wanted and one.split(".", 1)[0] in wanted for one in paths)
 
 
 def _is_read_alike(chunk: Any, rows: int, repeats: int, *, padded: bool) -> bool:
-    """Whether Arrow reads a column of a row group, or of what is nested in one, as the engine does.
+    """Whether Arrow and the engine read a column chunk alike.
 
-    1. A flat one has a value for each row: else the engine says that it is corrupt, and Arrow gives what is there.
-    2. No differences of whole numbers, which the engine writes wider than Arrow reads.
-    3. No NULL in the place of an array of fixed size, where those are `padded`, as the engine writes them: with a NULL
-       for each of its values, for which Arrow expects one.
+    1. A flat column has a value for each row: otherwise the engine reports corruption, and Arrow returns what is there.
+    2. No delta encoding of whole numbers, which the engine writes wider than Arrow reads.
+    3. No NULL in place of a fixed-size array if those are `padded`: the engine writes a NULL for each of its values,
+       Arrow expects a single one.
     """
     if (not repeats and chunk.num_values != rows) or "DELTA_BINARY_PACKED" in chunk.encodings:  # 1, 2
         return False
@@ -256,8 +261,7 @@ def _is_read_alike(chunk: Any, rows: int, repeats: int, *, padded: bool) -> bool
 
 
 def _may_have_null_arrays(chunk: Any, rows: int, repeats: int) -> bool:
-    """Whether there are nulls in what may be arrays of fixed size, which the file has as lists: one for each row then,
-    or in other lists."""
+    """Whether there may be nulls in fixed-size arrays. In a file these are lists, one a row or nested in lists."""
     found = chunk.statistics
     if found is not None and found.has_null_count and not found.null_count:
         return False

@@ -1,7 +1,7 @@
-"""Scans that take turns at their engines. Runs in a worker.
+"""Time-slices concurrent Parquet scans within a worker. Runs in a worker.
 
-A scan of Parquet holds the pages of a row group, ten to thirty megabytes, whatever its reader does with them. Of many
-in one process a few hold theirs at once; each of the others keeps its place, a row's number, and goes on from there.
+A scan of Parquet holds the pages of a row group, ten to thirty megabytes, even while its reader is slow. Of many scans
+in one process a few hold pages at a time; each of the others keeps a row number and continues from there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[RangeBatch]]]
 
 
 class Floor:
-    """Places for scans that hold an engine. A free one goes to the next consumer's first: of that one's scans to the
-    one that has asked first."""
+    """Limits how many scans hold an engine. A free place goes round-robin to consumers, FIFO within one."""
 
     def __init__(self, places: int) -> None:
         self.places = self._free = places
@@ -36,12 +35,12 @@ class Floor:
         self._lock = threading.Lock()
 
     @property
-    def wanted(self) -> bool:
+    def has_waiting(self) -> bool:
         """Whether a scan waits for a place."""
         return bool(self._lines)
 
     def take(self, check: Callable[[], None], *, consumer: str = "") -> None:
-        """Wait for a place; `check` is asked now and then, and raises where it is not wanted any more."""
+        """Wait for a place. `check` is called repeatedly, and raises after a cancellation."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -56,7 +55,7 @@ class Floor:
             raise
 
     def give_back(self) -> None:
-        """Free a place, or hand it to whose turn it is."""
+        """Free a place, or pass it to the next scan."""
         with self._lock:
             if (found := self._lines.pop_next()) is None:
                 self._free += 1
@@ -71,7 +70,7 @@ class Floor:
 
 
 class Resting:
-    """The parts of some ranges, read with an engine only while it is their turn. Not for two threads at once."""
+    """Yields the batches of ranges, and holds an engine only during its turn. Not thread-safe."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class Resting:
         check: Callable[[], None],
         consumer: str = "",
     ) -> None:
-        """`end` closes what `begin` has opened; `check` raises where nobody wants more. `consumer`: for whom it is."""
+        """`end` closes what `begin` has opened; `check` raises after a cancellation. `consumer`: the scan's party."""
         self._floor, self._begin, self._end, self._check, self._consumer = floor, begin, end, check, consumer
         self._left = list(ranges)
         self._parts: Generator[RangeBatch] | None = None
@@ -96,7 +95,7 @@ class Resting:
 
     def __next__(self) -> RangeBatch:
         self._raise_if_closed()
-        if self._floor.wanted and self._has_had_its_turn():
+        if self._floor.has_waiting and self._has_had_its_turn():
             self.rest()
         if self._left:
             if self._parts is None:
@@ -110,12 +109,12 @@ class Resting:
         raise StopIteration
 
     def idle(self) -> None:
-        """Our reader keeps us waiting: who wants to go on may."""
-        if self._floor.wanted:
+        """Let another scan continue while the reader is slow."""
+        if self._floor.has_waiting:
             self.rest()
 
     def rest(self) -> None:
-        """Let go of the engine until the next part is asked for."""
+        """Release the engine until the next batch is asked for."""
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.close()  # first: its threads work in the engine
@@ -123,7 +122,7 @@ class Resting:
             self._floor.give_back()
 
     def close(self) -> None:
-        """Read no more parts: a scan that waits for a turn raises soon. Call `rest` when no thread waits."""
+        """Read no more: a scan that waits for a turn raises soon. Call `rest` when no thread waits."""
         self._over = True
 
     def _has_had_its_turn(self) -> bool:

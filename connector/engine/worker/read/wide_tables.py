@@ -1,8 +1,8 @@
-"""Rows of thousands of columns: some columns after the others to the disk, and from there side by side.
+"""Reads tables with thousands of columns in groups of columns, through files on disk. Runs in a worker.
 
-For each column that it reads the engine holds a page, and of thousands these are more than a scan may have. So the
-columns are read in parts, each by a scan of its own, and row n of every part is row n of the answer: only for answers
-whose rows come in the order in which they are stored (`Job.ordered`). Runs in a worker.
+The engine holds a page for each column that it reads, which for thousands of columns exceeds the memory of a scan. Each
+group is read by a scan of its own and written to disk; row n of every group is row n of the answer. Only for answers in
+stored order (`Job.ordered`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COLUMN = 2**19  # bytes that the engine holds for a column: a page, and as much
 
 
 class Aside(NamedTuple):
-    """Where parts of wide rows lie meanwhile, and bytes that they and the engine may take."""
+    """Folder for groups of columns, with the limits of disk and memory in bytes."""
 
     folder: Path
     disk: int
@@ -30,7 +30,7 @@ class Aside(NamedTuple):
 
 
 def aside(job: Job, folder: Path | None, names: list[str]) -> Aside | None:
-    """Where there is a place for rows of these columns; None where they are to be read as they are."""
+    """Return the place for the groups, or None where a plain scan can read these columns."""
     if folder is None or not job.ordered or not job.limits.temp_mb or not is_wide(len(names), job.limits.memory_mb):
         return None
     if len({fold(name) for name in names}) < len(names):
@@ -39,7 +39,7 @@ def aside(job: Job, folder: Path | None, names: list[str]) -> Aside | None:
 
 
 def reader(relation: Any, rows: int, place: Aside) -> pa.RecordBatchReader:
-    """As the relation's own, in batches of `rows` rows. All of them are read by the time it is there."""
+    """Return a reader of the relation in batches of `rows` rows. All rows are on disk when it returns."""
     place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     names, at_once = list(map(quote_name, relation.columns)), max(1, place.memory // _COLUMN)
     parts: list[pa.RecordBatchReader] = []
@@ -54,7 +54,10 @@ def reader(relation: Any, rows: int, place: Aside) -> pa.RecordBatchReader:
 
 
 def _write_aside(coming: pa.RecordBatchReader, path: Path, most: int) -> tuple[pa.RecordBatchReader, int]:
-    """The same from a file, which goes with its reader, and the file's size."""
+    """Write the rows to a file; return a reader of it, and its size. The file goes with its reader.
+
+    Raises: Coded("memory_limit") beyond `most` bytes.
+    """
     try:
         with pa.OSFile(str(path), "wb") as out, pa.ipc.new_stream(out, coming.schema) as written:
             for batch in coming:

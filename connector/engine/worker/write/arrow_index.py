@@ -34,7 +34,7 @@ def index(session: Any, job: Job) -> None:
 
     Raises Coded("not_verbatim") where only the engine gives the stream.
     """
-    con = tasks.opened(session, job)
+    con = tasks.open_engine(session, job)
     schema = duckdb_engine.schema_of(duckdb_engine.query(con, job.sql, job.params))
     files = session.files[0]
     if job.relations[job.scan].kind != "arrow_ipc" or len(files.paths) > _FILES_MAX:
@@ -51,7 +51,7 @@ def index(session: Any, job: Job) -> None:
     if sum(size for _, _, size, _, _ in blocks) < _BLOCK_MIN * (len(blocks) - 1):
         raise Coded("not_verbatim")
     head, trailer = (base64.b64encode(part).decode() for part in (written.head, written.trailer))
-    tasks.value(session, {"head": head, "trailer": trailer, "first": written.first.hex(), "blocks": blocks})
+    tasks.send_value(session, {"head": head, "trailer": trailer, "first": written.first.hex(), "blocks": blocks})
 
 
 def _messages(path: str, rows: Range, schema: pa.Schema, written: ArrowStreamWriter) -> Iterator[tuple[int, int, int]]:

@@ -1,6 +1,6 @@
-"""What a job's answer becomes on its way out of a worker: Arrow messages, framed, counted and digested.
+"""Writes a job's answer as Arrow messages in frames, counted and digested. Runs in a worker only.
 
-The memory of a batch is copied once, to where it is sent from. Runs in the worker process only.
+The memory of a batch is copied once, into the slot that it is sent from.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from connector.infra.formats.digests import new_digest
 if TYPE_CHECKING:
     from connector.engine.worker.session import Session
 
-_WORTH = 0.85  # of a batch's bytes; what compresses less goes as it is (data-plane, section 6)
-_TRIED_EVERY = 16  # batches, while it does not compress: it may yet
+_WORTH = 0.85  # of a batch's bytes; what compresses less is sent uncompressed (data-plane, section 6)
+_TRIED_EVERY = 16  # batches: how often compression is tried again
 _PIECE = 2**18  # bytes that stay in a processor's cache from their copy to their digest
-_SMALL = 2**16  # bytes that are copied faster than the interpreter's lock is let go of and taken again
+_SMALL = 2**16  # bytes that are copied faster than the interpreter's lock is released and taken again
 # A message begins with this mark, its length and its metadata, each in a part of its own (Arrow columnar format,
 # "Encapsulated message format").
 _MARK = b"\xff\xff\xff\xff"
@@ -37,35 +37,35 @@ _HEADER, _NODES = 2, 1  # fields of Message and of RecordBatch (Message.fbs)
 
 
 class Format(Protocol):
-    """An answer in some format: a head, a message a batch, a foot; `trailer` has room for the end record."""
+    """A format of answers: head, a message for each batch, foot. `trailer` has room for the end record."""
 
     head: bytes
     trailer: bytes
     first: bytes  # the digest of the head
-    digest: Any  # of all so far; `Frames` updates it
+    digest: Any  # of all so far; `FrameWriter` updates it
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
-        """The parts of a batch's message and their size."""
+        """Return the parts of a batch's message, and their size. `at`: metadata with the batch's place."""
 
     def foot(self) -> tuple[list[Any], int]:
-        """What comes after the last batch."""
+        """Return the parts that follow the last batch, and their size."""
 
 
 class ArrowStreamWriter:
     """Encodes the messages of one Arrow stream: its head, each batch, and a trailer with room for the end record.
 
     Each message of a stream says whether its buffers are compressed (Arrow columnar format, "Compression"). With a
-    codec, batches are compressed until one does not get smaller by it (images, measurements); then the next go as they
-    are, and one in `_TRIED_EVERY` is tried again. What is sent depends on the data alone.
+    codec, batches are compressed until compression does not make one smaller (images, measurements). Then the next are
+    sent uncompressed, and every `_TRIED_EVERY`th is tried again. What is sent depends on the data alone.
     """
 
     def __init__(self, schema: pa.Schema, *, codec: str, digest: str, trailer_room: int) -> None:
         self.sink = ListSink()
         self._plain = self._writer(schema, None)
         self._compressed = self._plain if codec == "none" else self._writer(schema, codec)
-        self._left = 0  # batches to go as they are
-        # Whether batches are looked at for nulls before they are written: from the first one on that has some.
-        self._empties = codec != "none" or any(map(null_scrub.has_union, schema.types))
+        self._left = 0  # batches to send uncompressed
+        # Whether batches are checked for nulls before they are written: from the first batch with nulls on.
+        self._checks_nulls = codec != "none" or any(map(null_scrub.has_union, schema.types))
         # Not `empty_table`: it loads pandas where that is installed.
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
         first, again = (b"".join(self._encode(self._plain, zero, None)[0]) for _ in range(2))
@@ -77,14 +77,14 @@ class ArrowStreamWriter:
         self.first = self.digest.digest()  # before any batch
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
-        """The parts of a batch's message, which stay where they are, and their size; `at` goes into its metadata."""
+        """Return the parts of a batch's message, without a copy, and their size. `at` goes into its metadata."""
         metadata = {wire.AT_KEY: at} if at else None
-        if not self._empties:  # the message itself tells it of hundreds of columns at once
+        if not self._checks_nulls:  # the message counts the nulls of all columns at once
             parts, size = self._encode(self._plain, batch, metadata)
-            if not _tells_nulls(parts):
+            if not _has_nulls(parts):
                 return parts, size
-            self._empties = True
-        batch = null_scrub.emptied(batch)
+            self._checks_nulls = True
+        batch = null_scrub.zero_nulls(batch)
         if self._left or self._compressed is self._plain:
             self._left = max(0, self._left - 1)
             return self._encode(self._plain, batch, metadata)
@@ -94,7 +94,7 @@ class ArrowStreamWriter:
         return parts, size
 
     def foot(self) -> tuple[list[Any], int]:
-        """Nothing: the trailer is not ours to send."""
+        """Return nothing: the connector sends the trailer."""
         return [], 0
 
     def _writer(self, schema: pa.Schema, codec: str | None) -> Any:
@@ -106,16 +106,16 @@ class ArrowStreamWriter:
         return self.sink.take()
 
 
-class Frames:
-    """An answer as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
+class FrameWriter:
+    """Writes an answer as frames, counted and digested."""
 
     def __init__(
         self, session: Session, job: Job, messages: Format, *, idle: Callable[[], None], sized: Callable[[int], None]
     ) -> None:
-        """`idle` is called where the reader keeps us waiting; `sized` with the bytes of each batch before it goes."""
+        """`idle` is called while the reader is slow; `sized` with the bytes of each batch before it is sent."""
         self.session, self.job = session, job
         self.messages, self._sized = messages, sized
-        self.slots = None if session.shared is None else Slots(session, job, idle)
+        self.slots = None if session.shared is None else SlotWriter(session, job, idle)
         self.rows = self.batches = self.bytes = 0
         self.session.send(wire.SCHEMA, messages.head, digest=messages.first, more=True)
         self.session.send(wire.TRAILER, messages.trailer)
@@ -123,8 +123,10 @@ class Frames:
     def write(
         self, batch: pa.RecordBatch, *, at: str = "", block: int = -1, last: Callable[[], bool] = lambda: False
     ) -> None:
-        """One batch out, with its place and its block where it has one; or the error of the limit it would break. The
-        `last` goes with the end, which follows at once."""
+        """Send a batch, with its place and its block if it has one.
+
+        `last`: whether it is the last; then it is sent together with the end. Raises: Coded for an exceeded limit.
+        """
         parts, size = self.messages.message(batch, at=at)
         self._sized(size)
         limits = self.job.limits
@@ -133,25 +135,25 @@ class Frames:
         if limits.bytes is not None and self.bytes + size > limits.bytes:
             raise Coded("bytes_limit")
         self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
-        slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
+        slot = 0 if self.slots is None or size > self.slots.size else self.slots.take_free()
         if not slot or self.slots is None:
-            digest = self._digested(chain.from_iterable(map(_pieces, parts)))
+            digest = self._update_digest(chain.from_iterable(map(_cut_part, parts)))
             self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest, block=block)
         else:
-            digest = self._digested(self.slots.put(parts))
+            digest = self._update_digest(self.slots.write_parts(parts))
             self.session.send(
                 wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
             )
         limit_cpu(self.job)
 
-    def _digested(self, pieces: Iterable[memoryview]) -> bytes:
-        """The digest of all so far, once these pieces have been looked at."""
+    def _update_digest(self, pieces: Iterable[memoryview]) -> bytes:
+        """Add pieces to the digest and return the digest of all so far."""
         for piece in pieces:
             self.messages.digest.update(piece)
         return bytes(self.messages.digest.digest())
 
     def end(self) -> None:
-        """The foot, where there is one, and the totals."""
+        """Send the foot, if there is one, and the totals."""
         parts, size = self.messages.foot()
         if size:
             for part in parts:
@@ -162,14 +164,14 @@ class Frames:
         self.session.send(wire.END, json.dumps(totals).encode(), digest=self.messages.digest.digest())
 
 
-def _pieces(part: Any) -> Sequence[memoryview]:
-    """A part in pieces."""
+def _cut_part(part: Any) -> Sequence[memoryview]:
+    """Return a part in pieces that fit into the cache."""
     whole = memoryview(part).cast("B")
     return (whole,) if len(whole) <= _PIECE else [whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE)]
 
 
-class Slots:
-    """The worker's end of the ring (`connector.engine.pool.shared_memory`)."""
+class SlotWriter:
+    """Writes batches into the slots of the shared memory (`connector.engine.pool.shared_memory`)."""
 
     def __init__(self, session: Session, job: Job, idle: Callable[[], None]) -> None:
         assert session.shared is not None
@@ -179,11 +181,11 @@ class Slots:
         self._fill(memory[:0])
         self._free = list(range(job.slots, 0, -1))
 
-    def free(self) -> int:
-        """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
+    def take_free(self) -> int:
+        """Wait for a free slot and return its number; 0 where the batch goes over the socket."""
         if not self._free:
             self._free += self.session.credits(self._idle)
-        slot = self._free.pop()  # the last one that came back: it is still in the cache
+        slot = self._free.pop()  # the last one returned: it is still in the cache
         if slot:
             self._fill(self._slots[slot - 1])
         return slot
@@ -191,15 +193,15 @@ class Slots:
     def _fill(self, memory: memoryview) -> None:
         self._slot, self._signed = memory, memory.cast("b")
 
-    def put(self, parts: Iterable[Any]) -> Iterator[memoryview]:
-        """The batch into the slot; pieces of it, each as soon as it is there."""
+    def write_parts(self, parts: Iterable[Any]) -> Iterator[memoryview]:
+        """Copy a batch into the slot. Yields its pieces, each once it was copied."""
         begun = at = 0
         for part in parts:
             if len(part) <= _SMALL:
                 at = self._copy(part, at)
             else:
-                for piece in _pieces(part):
-                    at = self._copy_apart(piece, at)
+                for piece in _cut_part(part):
+                    at = self._copy_unlocked(piece, at)
                     yield self._slot[begun:at]
                     begun = at
             if at - begun >= _PIECE:
@@ -208,22 +210,21 @@ class Slots:
         yield self._slot[begun:at]
 
     def _copy(self, part: Any, at: int) -> int:
-        """A part to its place in the slot; where it ends there."""
+        """Copy a part into the slot at `at` and return its end."""
         end = at + len(part)
-        place = self._signed if isinstance(part, pa.Buffer) else self._slot  # a view takes what is of its own format
+        place = self._signed if isinstance(part, pa.Buffer) else self._slot  # a view takes only data of its own format
         place[at:end] = part
         return end
 
-    def _copy_apart(self, piece: memoryview, at: int) -> int:
-        """The same without the interpreter's lock."""
+    def _copy_unlocked(self, piece: memoryview, at: int) -> int:
+        """Do the same without the interpreter's lock."""
         end = at + len(piece)
         pa.FixedSizeBufferWriter(pa.py_buffer(self._slot[at:end])).write(piece)
         return end
 
 
-def _tells_nulls(parts: Sequence[Any]) -> bool:
-    """Whether the metadata of a record batch's message counts nulls in any column, or below one; also where it does not
-    lie where we look for it."""
+def _has_nulls(parts: Sequence[Any]) -> bool:
+    """Whether a record batch's message has nulls in any column or nested column; True if the counts are not found."""
     mark, _, metadata = parts[:3]
     if mark != _MARK or len(metadata) < len(_MARK):
         return True
@@ -237,7 +238,7 @@ def _tells_nulls(parts: Sequence[Any]) -> bool:
 
 
 class ListSink:
-    """A file that keeps what is written as a list: the buffers of a batch stay where they are (data-plane 3.1)."""
+    """File that keeps what is written as a list, so that buffers of a batch are not copied (data-plane 3.1)."""
 
     closed = False
 
@@ -246,7 +247,7 @@ class ListSink:
         self.write = self._parts.append  # hundreds of times for each batch of wide rows
 
     def take(self) -> tuple[list[Any], int]:
-        """What was written since the last take, and its size."""
+        """Return what was written since the last call, and its size."""
         parts = [part for part in self._parts if len(part)]
         self._parts.clear()
         return parts, sum(map(len, parts))
@@ -261,7 +262,7 @@ class ListSink:
         return False
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no file."""

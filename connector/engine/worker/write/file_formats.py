@@ -1,9 +1,8 @@
-"""Answers for people: rows as CSV, JSON lines, a Parquet or an Arrow file, in frames like those of an Arrow stream.
-Runs in a worker.
+"""Writes answers as CSV, JSON lines, a Parquet or an Arrow file, in frames like those of an Arrow stream.
 
-Each batch gives its lines or one row group, the first after the header line or the magic; the last frame has no rows
-and is the footer. Nothing is held but one batch and what a footer says of each. What values look like is in
-`connector.infra.formats.text_values`.
+Each batch becomes lines or one row group, the first after the header; the last frame is the footer and has no rows.
+Holds one batch and the entries of the footer. The text form of values is in `connector.infra.formats.text_values`.
+Runs in a worker.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ class FileFormatWriter:
         self.first = self.digest.digest()
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
-        """The lines or the row group of a batch; places have no room in them."""
+        """Return the lines or the row group of a batch, and their size. The formats have no room for `at`."""
         self._writer.write_batch(batch)
         return self._sink.take()
 
     def foot(self) -> tuple[list[Any], int]:
-        """What the format has at its end."""
+        """Return the end of the file, and its size."""
         self._writer.close()
         return self._sink.take()
 
 
 class _Copies(ListSink):
-    """Keeps copies: these writers use their memory again."""
+    """Keeps copies, because these writers reuse their memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class _Copies(ListSink):
 
 
 class _Parquet:
-    """One row group a batch. Parquet has no seconds: they become milliseconds."""
+    """Writes one row group a batch. Parquet has no seconds: they become milliseconds."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
         kinds = [pa.timestamp("ms", kind.tz) if text_values.is_in_seconds(kind) else kind for kind in schema.types]
@@ -90,9 +89,10 @@ class _Parquet:
 
 
 class _Csv:
-    """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64.
+    """Writes lines, with a header line of names.
 
-    Of one column missing values are `""`, too: most readers pass over an empty line, and the row would be lost.
+    A missing value is empty, empty text is `""`; nested values are JSON, bytes base64. In a table of one column a
+    missing value is `""` too: most readers skip an empty line, and the row would be lost.
     """
 
     def __init__(self, sink: ListSink, schema: pa.Schema, *, guarded: bool = False) -> None:
@@ -123,7 +123,7 @@ def _guarded(sink: ListSink, schema: pa.Schema) -> _Csv:
 
 
 class _Json:
-    """A line each row, an object of its columns: values as in CSV, but numbers, truth and what is nested are JSON's."""
+    """Writes one JSON object a row: values as in CSV, but numbers, booleans and nested values as JSON."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
         if len(set(schema.names)) < len(schema):
@@ -137,17 +137,17 @@ class _Json:
             self._sink.write("".join(f"{text_values.value_to_json(row)}\n" for row in rows).encode())
 
     def close(self) -> None:
-        """Nothing follows the lines."""
+        """Do nothing: the lines have no end."""
 
 
 class _ArrowFile:
-    """Arrow's own file."""
+    """Return a writer of Arrow files."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
         self._writer = pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema)
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
-        self._writer.write_batch(null_scrub.emptied(batch))
+        self._writer.write_batch(null_scrub.zero_nulls(batch))
 
     def close(self) -> None:
         self._writer.close()

@@ -1,9 +1,10 @@
 """Differentially private noise on the answer of a private statement (federated-query, section 7, v2).
 
-Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, whose floats are proved safe;
-each column gets an equal share of the answer's epsilon. A group exists only where it has units, so groups of too few
-units are left out by their noisy count (OpenDP's threshold release). The true number of groups decides nothing: groups
-pass through batch by batch, and the limit counts those that noise has chosen, which costs no privacy (decision 10).
+Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, which is proved safe for
+floats; each column gets an equal share of the answer's epsilon. The existence of a group depends on data, so groups of
+too few units are left out by their noisy count (OpenDP's threshold release). The true number of groups decides nothing:
+groups are read batch by batch, and the limit counts the groups that noise has selected, which costs no privacy
+(decision 10).
 Knows nothing of budgets or SQL.
 """
 
@@ -23,11 +24,11 @@ UNITS = "units"
 
 
 def add(schema: pa.Schema, batches: Iterable[pa.RecordBatch], plan: Mapping[str, Any]) -> pa.Table:
-    """The rows with noise in their counted columns, without the groups that are too small; in one batch, shuffled.
+    """Return the rows with noise in their counted columns, without too small groups, in one shuffled batch.
 
-    `plan`: `columns` (name -> L1 sensitivity, whole), `keys` (whether rows are groups that data has made), `rows` (of
-    one unit that count), `epsilon` and `delta` of this answer, `groups` (how many it may have). Coded `groups_max` for
-    more. Neither order nor number of batches tells of groups that are left out.
+    `plan`: `columns` (name -> L1 sensitivity, whole), `keys` (whether rows are groups that data has made), `rows` (how
+    many rows of one unit count), `epsilon` and `delta` of this answer, `groups` (the most that it may have). Neither
+    order nor number of batches reveals the groups that are left out. Raises: Coded("groups_max") for too many groups.
     """
     columns: dict[str, int] = dict(plan["columns"])
     share = float(plan["epsilon"]) / len(columns)
@@ -52,7 +53,7 @@ def _opendp() -> Any:
 
 
 def _noisy(values: list[int], sensitivity: int, *, epsilon: float) -> list[int]:
-    """Each value with discrete Laplace noise; all together cost at most epsilon."""
+    """Return each value with discrete Laplace noise; all together cost at most epsilon."""
     if not values:
         return []
     dp = _opendp()
@@ -67,7 +68,7 @@ def _noisy(values: list[int], sensitivity: int, *, epsilon: float) -> list[int]:
 
 
 def _chosen(batches: Iterable[pa.RecordBatch], plan: Mapping[str, Any], *, epsilon: float) -> list[pa.RecordBatch]:
-    """The groups that are shown, with their noisy counts of units. At most epsilon and the plan's delta are spent.
+    """Return the groups that are shown, with noisy counts of units. Spends at most epsilon and the plan's delta.
 
     Each group is chosen by itself, by the same noise and threshold, so that they can come in parts.
     """
@@ -86,7 +87,7 @@ def _chosen(batches: Iterable[pa.RecordBatch], plan: Mapping[str, Any], *, epsil
 
 
 def _release(rows: int, *, epsilon: float, delta: float) -> Any:
-    """What makes of each group's count of units, by its index, those that are shown and their noisy counts."""
+    """Return the measurement from unit counts by group index to noisy counts of the groups that are shown."""
     dp = _opendp()
     space = (
         dp.map_domain(dp.atom_domain(T=dp.i64), dp.atom_domain(T=dp.i64)),
@@ -103,7 +104,7 @@ def _release(rows: int, *, epsilon: float, delta: float) -> Any:
 
 
 def _threshold(dp: Any, space: Any, scale: float, reach: tuple[int, int, int], *, delta: float) -> int:
-    """The smallest threshold at which a group of one unit shows with a probability of at most delta.
+    """Return the smallest threshold at which a group of one unit shows with a probability of at most delta.
 
     One more than OpenDP 0.16 says: it lets a count through that equals the threshold, and its delta is that of counts
     above it (measured: 3 % shown where it says 1.9 %).

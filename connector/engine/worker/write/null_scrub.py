@@ -1,8 +1,8 @@
-"""Zeroes the bytes under nulls, so that an answer's buffers hold nothing but the answer. Runs in a worker; pure.
+"""Zeroes the bytes under nulls, so that an answer's buffers hold only the answer. Runs in a worker; pure.
 
 An Arrow array may hold any bytes where its values are null (Arrow columnar format, "Validity bitmaps"). Engines leave
-there what the memory held before: possibly a value of a row that a policy has filtered out. Owners' files may still
-hold a value that was set to null later. A receiver of the buffers could read it.
+there what the memory held before: possibly a value of a row that a policy has filtered out. An owner's file may still
+hold a value that was set to null later. A receiver of the buffers could read both.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def emptied(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same values, with zeros under their nulls. Itself, without a copy, where there is nothing to do."""
+def zero_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with zeros under its nulls; the same object where there are no nulls."""
     if not any(_holds_nulls(column) for column in batch.columns):
         return batch
-    columns = [_emptied(column) if _holds_nulls(column) else column for column in batch.columns]
+    columns = [_zero_array(column) if _holds_nulls(column) else column for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def has_union(kind: pa.DataType) -> bool:
-    """Whether there is a union in a type: it has no nulls of its own that could be counted."""
+    """Whether a type contains a union, which has no null count of its own."""
     if isinstance(kind, pa.BaseExtensionType):
         return has_union(kind.storage_type)
     return pa.types.is_union(kind) or any(has_union(kind.field(number).type) for number in range(kind.num_fields))
@@ -36,79 +36,79 @@ def _holds_nulls(array: pa.Array) -> bool:
         return True
     if pa.types.is_struct(kind):
         return any(_holds_nulls(child) for child in array.flatten())
-    return _is_list(kind) and _holds_nulls(_as_list(array).flatten())
+    return _is_list(kind) and _holds_nulls(_map_to_list(array).flatten())
 
 
-def _emptied(array: pa.Array) -> pa.Array:
+def _zero_array(array: pa.Array) -> pa.Array:
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(kind, _emptied(array.storage))
+        return pa.ExtensionArray.from_storage(kind, _zero_array(array.storage))
     if pa.types.is_null(kind):
         return array
     if pa.types.is_struct(kind):
-        children = [_emptied(child) for child in array.flatten()]  # null where the struct is
+        children = [_zero_array(child) for child in array.flatten()]  # null where the struct is
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
     if pa.types.is_fixed_size_list(kind):
-        return _of_fixed_lists(array)
+        return _zero_fixed_lists(array)
     if _is_list(kind):
-        return _of_lists(array)
+        return _zero_lists(array)
     if pa.types.is_union(kind):
-        return _of_union(array)
-    return _of_values(array) if array.null_count else array
+        return _zero_union(array)
+    return _zero_values(array) if array.null_count else array
 
 
-def _of_values(array: pa.Array) -> pa.Array:
-    """Numbers, times, truth: one buffer of values. Text and bytes: offsets and what they point into."""
+def _zero_values(array: pa.Array) -> pa.Array:
+    """Return an array of one buffer of values, or of offsets and bytes, with zeros under its nulls."""
     kind = array.type
     if pa.types.is_boolean(kind):
         filled = pc.fill_null(array, False)
     elif _is_text(kind):
         shown = pc.sum(pc.binary_length(array)).as_py() or 0
-        if shown == _pointed_at(array):
+        if shown == _referenced_bytes(array):
             return array
         filled = pc.fill_null(array, b"" if _is_bytes(kind) else "")
     else:
         width = kind.bit_width // 8
         filled = pc.fill_null(array.view(pa.binary(width)), bytes(width))
-    return pa.Array.from_buffers(kind, len(array), [_validity(array), *filled.buffers()[1:]], array.null_count)
+    return pa.Array.from_buffers(kind, len(array), [_make_validity(array), *filled.buffers()[1:]], array.null_count)
 
 
-def _validity(array: pa.Array) -> pa.Buffer | None:
+def _make_validity(array: pa.Array) -> pa.Buffer | None:
     return pc.is_valid(array).buffers()[1] if array.null_count else None
 
 
-def _pointed_at(array: pa.Array) -> int:
-    """Bytes between the first offset and the last, those of nulls among them."""
+def _referenced_bytes(array: pa.Array) -> int:
+    """Return the bytes between the first and the last offset, including those under nulls."""
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     kind = pa.int64() if wide else pa.int32()
     offsets = pa.Array.from_buffers(kind, len(array) + 1, [None, array.buffers()[1]], 0, array.offset)
     return int(offsets[-1].as_py() - offsets[0].as_py())
 
 
-def _of_lists(array: pa.Array) -> pa.Array:
-    """Lists and maps anew, of nothing but the values of lists that are there."""
-    plain = _as_list(array)
+def _zero_lists(array: pa.Array) -> pa.Array:
+    """Return lists or maps rebuilt from only the values of lists that are not null."""
+    plain = _map_to_list(array)
     ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(plain), 0))
     offsets = pa.concat_arrays([pa.array([0], ends.type), ends])
-    buffers = [_validity(array), offsets.buffers()[1]]
+    buffers = [_make_validity(array), offsets.buffers()[1]]
     values = plain.flatten()
-    # Joined with nothing, which copies: a writer pads a slice with what stands behind it.
-    values = _emptied(pa.concat_arrays([values, values.slice(0, 0)]))
+    # Concatenation copies: a writer pads a slice with the bytes behind it.
+    values = _zero_array(pa.concat_arrays([values, values.slice(0, 0)]))
     return pa.Array.from_buffers(array.type, len(array), buffers, array.null_count, children=[values])
 
 
-def _of_fixed_lists(array: pa.Array) -> pa.Array:
+def _zero_fixed_lists(array: pa.Array) -> pa.Array:
     size = array.type.list_size
     every = pa.arange(0, len(array) * size)
     there = pc.take(pc.is_valid(array), pc.divide(every, max(1, size)))
     values = array.values.slice(array.offset * size, len(every)).take(pc.if_else(there, every, None))
     return pa.Array.from_buffers(
-        array.type, len(array), [_validity(array)], array.null_count, children=[_emptied(values)]
+        array.type, len(array), [_make_validity(array)], array.null_count, children=[_zero_array(values)]
     )
 
 
-def _as_list(array: pa.Array) -> pa.Array:
-    """A map as the list of pairs that it is."""
+def _map_to_list(array: pa.Array) -> pa.Array:
+    """Return a map as a list of pairs; a list unchanged."""
     if not pa.types.is_map(array.type):
         return array
     pair = pa.struct([array.type.key_field, array.type.item_field])
@@ -117,20 +117,22 @@ def _as_list(array: pa.Array) -> pa.Array:
     return pa.Array.from_buffers(pa.list_(pair), len(array), buffers, array.null_count, array.offset, children=[pairs])
 
 
-def _of_union(array: pa.Array) -> pa.Array:
-    """Of a sparse union, each child holds something only where it is the one chosen."""
+def _zero_union(array: pa.Array) -> pa.Array:
+    """Return a union whose sparse children hold values only where they are chosen."""
     if array.type.mode != "sparse":
-        children = [_emptied(array.field(number)) for number in range(array.type.num_fields)]
-        return pa.UnionArray.from_dense(array.type_codes, array.offsets, children, _names(array), array.type.type_codes)
+        children = [_zero_array(array.field(number)) for number in range(array.type.num_fields)]
+        return pa.UnionArray.from_dense(
+            array.type_codes, array.offsets, children, _field_names(array), array.type.type_codes
+        )
     rows = pa.arange(0, len(array))
     children = []
     for number, code in enumerate(array.type.type_codes):
         chosen = pc.if_else(pc.equal(array.type_codes, pa.scalar(code, pa.int8())), rows, None)
-        children.append(_emptied(array.field(number).take(chosen)))
-    return pa.UnionArray.from_sparse(array.type_codes, children, _names(array), array.type.type_codes)
+        children.append(_zero_array(array.field(number).take(chosen)))
+    return pa.UnionArray.from_sparse(array.type_codes, children, _field_names(array), array.type.type_codes)
 
 
-def _names(array: pa.Array) -> list[str]:
+def _field_names(array: pa.Array) -> list[str]:
     return [array.type.field(number).name for number in range(array.type.num_fields)]
 
 

@@ -87,7 +87,7 @@ def keys(con: Any, _: Path, table: pa.Table) -> None:
 
 def answer(con: Any, _: Path, table: pa.Table) -> None:
     blob = sent(table, ended=True)
-    unread = untrusted_arrow.Unread(Job(kind="query", blobs=(blob,)), lambda: None)
+    unread = untrusted_arrow.UnreadAnswers(Job(kind="query", blobs=(blob,)), lambda: None)
     (found,) = unread.tables([0], table.column_names)
     duckdb_engine.take_in(con, "t", found)
 

@@ -180,9 +180,9 @@ def test_an_answer_is_over_where_nothing_follows_and_that_is_known(following: An
         future.set_exception(following)
     elif following is not ...:
         future.set_result(following)
-    coming = object.__new__(tasks._Ahead)
+    coming = object.__new__(tasks._Prefetcher)
     coming._coming = deque([future])
-    assert coming.over() is over
+    assert coming.has_ended() is over
 
 
 @pytest.mark.parametrize(("size", "ahead"), [(3 * 2**20, 2), (2**26, 0)], ids=["small", "large"])
@@ -196,8 +196,8 @@ def test_nothing_is_made_beside_a_large_batch_but_the_second(size: int, ahead: i
 
     with ThreadPoolExecutor(1) as maker:
         session: Any = SimpleNamespace(worker=SimpleNamespace(crowded=False), maker=maker)
-        coming = tasks._Ahead(session, parts())
+        coming = tasks._Prefetcher(session, parts())
         for number, part in enumerate(coming):
-            coming.sized(size)
+            coming.set_size(size)
             maker.submit(int).result()  # all that was asked for is there
             assert (part, made) == (number, list(range(max(2, min(9, number + 1 + ahead)))))

@@ -90,7 +90,7 @@ def bits(table: pa.Table) -> pa.Table:
 def test_the_fast_way_is_for_blobs_and_for_numbers(tmp_path: Path, table: pa.Table, expected: bool) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(table, path)
-    assert parquet_scan.faster(table.schema, [str(path)], "parquet") is expected
+    assert parquet_scan.is_faster(table.schema, [str(path)], "parquet") is expected
 
 
 def test_other_types_names_or_kinds_go_through_the_engine(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_other_types_names_or_kinds_go_through_the_engine(tmp_path: Path) -> Non
         (IMAGES.schema, [str(path)], "hive"),
         (IMAGES.schema, [], "parquet"),
     ):
-        assert not parquet_scan.faster(schema, paths, kind)
+        assert not parquet_scan.is_faster(schema, paths, kind)
 
 
 def test_numbers_of_row_groups_that_are_large_or_among_many_readers_go_through_the_engine(
@@ -110,11 +110,11 @@ def test_numbers_of_row_groups_that_are_large_or_among_many_readers_go_through_t
 ) -> None:
     path, width = tmp_path / "t.parquet", 8 + 20 * 4
     pq.write_table(FLOATS, path, row_group_size=5000)
-    assert parquet_scan.faster(FLOATS.schema, [str(path)], "parquet")
-    assert not parquet_scan.faster(FLOATS.schema, [str(path)], "parquet", crowded=True)
+    assert parquet_scan.is_faster(FLOATS.schema, [str(path)], "parquet")
+    assert not parquet_scan.is_faster(FLOATS.schema, [str(path)], "parquet", crowded=True)
     monkeypatch.setattr(parquet_scan, "_MADE_MAX", 5000 * width + 21 * parquet_scan._COLUMN - 1)
     parquet_scan._KNOWN.clear()
-    assert not parquet_scan.faster(FLOATS.schema, [str(path)], "parquet")
+    assert not parquet_scan.is_faster(FLOATS.schema, [str(path)], "parquet")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_row_group_of_several_blocks_goes_through_the_engine(
 ) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"n": pa.repeat(pa.scalar(1, kind), rows)}), path, row_group_size=2**30)
-    assert parquet_scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is expected
+    assert parquet_scan.is_faster(pa.schema([("n", kind)]), [str(path)], "parquet") is expected
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint16()])
@@ -143,7 +143,7 @@ def test_small_numbers_count_with_what_they_are_made_of(
     for most in (made, made - 1):
         parquet_scan._KNOWN.clear()
         monkeypatch.setattr(parquet_scan, "_MADE_MAX", most)
-        assert parquet_scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is (most == made)
+        assert parquet_scan.is_faster(pa.schema([("n", kind)]), [str(path)], "parquet") is (most == made)
 
 
 @pytest.mark.parametrize(("columns", "expected"), [(1000, True), (5000, False)])
@@ -151,7 +151,7 @@ def test_rows_of_thousands_of_numbers_go_through_the_engine(tmp_path: Path, colu
     """However few rows a row group has, Arrow takes some kilobytes for each column."""
     path, table = tmp_path / "t.parquet", pa.table({f"c{number}": [1.5] for number in range(columns)})
     pq.write_table(table, path)
-    assert parquet_scan.faster(table.schema, [str(path)], "parquet") is expected
+    assert parquet_scan.is_faster(table.schema, [str(path)], "parquet") is expected
 
 
 def test_what_a_file_has_beside_is_not_read_and_need_not_be_known(tmp_path: Path) -> None:
@@ -159,13 +159,13 @@ def test_what_a_file_has_beside_is_not_read_and_need_not_be_known(tmp_path: Path
     path, schema = tmp_path / "t.parquet", pa.schema([("n", pa.int64())])
     table = pa.table({"n": [1, 2], "n.x": ["a", "b"]})
     pq.write_table(table, path)
-    assert not parquet_scan.faster(schema, [str(path)], "parquet")
+    assert not parquet_scan.is_faster(schema, [str(path)], "parquet")
     pq.write_table(table.select(["n"]), path)
-    assert parquet_scan.faster(schema, [str(path)], "parquet")
+    assert parquet_scan.is_faster(schema, [str(path)], "parquet")
     whole = path.read_bytes()
     at = whole.index(b"/////", whole.index(b"ARROW:schema"))  # the length of a message in Base64
     path.write_bytes(whole[:at] + b"@@@@@" + whole[at + 5 :])
-    assert not parquet_scan.faster(schema, [str(path)], "parquet")
+    assert not parquet_scan.is_faster(schema, [str(path)], "parquet")
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -192,7 +192,7 @@ async def as_the_engine_has(pool: Pool, path: Path, copied: str, *, fast: bool) 
     with duckdb_engine.connect() as con:
         con.execute(f"COPY ({copied}) TO '{path}' (FORMAT parquet, PARQUET_VERSION v2)")
         told = con.sql(f"FROM '{path}'").to_arrow_table()
-    assert parquet_scan.faster(told.schema, [str(path)], "parquet") is fast
+    assert parquet_scan.is_faster(told.schema, [str(path)], "parquet") is fast
     relation: Relation = data.relation("parquet", path, path.parent)
     async with pool.run(Job(relations={"t": relation}, sql="SELECT * FROM t", scan="t")) as result:
         parts = [bytes(frame.payload) async for frame in result]
@@ -242,7 +242,7 @@ def test_a_footer_that_contradicts_itself_is_the_engines(tmp_path: Path, number:
     lying(path, number)
     group = pq.read_metadata(path).row_group(0)
     alike = group.num_rows == group.column(0).num_values
-    assert parquet_scan.faster(pa.schema([("n", pa.int64())]), [str(path)], "parquet") is alike
+    assert parquet_scan.is_faster(pa.schema([("n", pa.int64())]), [str(path)], "parquet") is alike
 
 
 def test_a_row_group_without_all_of_its_rows_ends_the_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_a_file_is_judged_once_and_one_that_is_another_anew(tmp_path: Path, monk
     schema = pa.schema([("n", pa.int64())])
     for number in range(6):
         pq.write_table(pa.table({"n": range(number + 1)} if number != 4 else {"n": ["a"]}), path)
-        assert [parquet_scan.faster(schema, [str(path)], "parquet") for _ in range(3)] == [number != 4] * 3
+        assert [parquet_scan.is_faster(schema, [str(path)], "parquet") for _ in range(3)] == [number != 4] * 3
         assert len(judged) == number + 1
     assert len(parquet_scan._KNOWN) == 3
 

@@ -31,7 +31,7 @@ def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path
     wanted = [Range(number, 0, number * 10, number * 10 + 10) for number in (3, 0, 2)]
     with (
         mock.patch.object(duckdb_engine, "schema_of", wraps=duckdb_engine.schema_of) as asked,
-        mock.patch.object(parquet_scan, "faster", wraps=parquet_scan.faster) as judged,
+        mock.patch.object(parquet_scan, "is_faster", wraps=parquet_scan.is_faster) as judged,
     ):
         schema, parts = row_ranges.read(cons, job, Ranges(wanted, "00" * 32), [path])
         with closing(parts):

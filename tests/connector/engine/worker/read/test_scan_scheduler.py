@@ -97,7 +97,7 @@ def test_who_has_many_scans_has_no_more_turns_than_who_has_one() -> None:
     for thread in threads:
         thread.join(60)
     assert order == list("abaaaaa")
-    assert not floor.wanted
+    assert not floor.has_waiting
 
 
 def test_a_scan_alone_keeps_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +129,12 @@ def test_who_is_not_wanted_any_more_waits_for_no_turn(stops: str) -> None:
     next(holding)
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not floor.wanted:
+    while not floor.has_waiting:
         time.sleep(0.001)
     other.close() if stops == "the scan" else gone.set()
     waiting.join(60)
     assert raised == ["cancelled"]
-    assert not floor.wanted
+    assert not floor.has_waiting
     assert len(numbers(holding)) == ROWS - 10
     assert engines.open == 0
 

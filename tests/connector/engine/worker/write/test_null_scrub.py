@@ -18,7 +18,7 @@ from connector.engine.pool.protocol import Job, Relation
 from connector.engine.worker.read.batching import cut
 from connector.engine.worker.write import arrow_stream
 from connector.engine.worker.write.arrow_stream import ArrowStreamWriter
-from connector.engine.worker.write.null_scrub import emptied, has_union
+from connector.engine.worker.write.null_scrub import has_union, zero_nulls
 from tests.support import data
 
 HIDDEN = 0x5EC4E7  # the number that no answer shows
@@ -74,7 +74,7 @@ def test_same_values_and_nothing_below(kind: pa.DataType, shown: Any, below: Any
     there = data.draw(st.lists(st.booleans(), min_size=1, max_size=40))
     first = data.draw(st.integers(0, len(there) - 1))
     batch = pa.record_batch({"c": covered(kind, shown, below, there)}).slice(first)
-    found = emptied(batch)
+    found = zero_nulls(batch)
     found.validate(full=True)
     assert found.schema == batch.schema
     assert found.to_pylist() == batch.to_pylist()
@@ -98,7 +98,7 @@ def test_what_the_engine_makes_of_any_type_stays_the_same() -> None:
         FROM range(100) t(i)"""
     for batch in duckdb.connect().sql(sql).to_arrow_reader(64):
         for part in (batch, batch.slice(3, 40), batch.slice(5, 0)):
-            found = emptied(part)
+            found = zero_nulls(part)
             found.validate(full=True)
             assert found.schema == part.schema
             assert found.to_pylist() == part.to_pylist()
@@ -129,13 +129,13 @@ def test_what_is_not_where_it_is_looked_for_counts_as_nulls() -> None:
     parts, _ = ArrowStreamWriter(pa.schema([("n", pa.int64())]), codec="none", digest="none", trailer_room=8).message(
         pa.record_batch({"n": [1, 2]})
     )
-    assert not arrow_stream._tells_nulls(parts)
-    assert arrow_stream._tells_nulls([b"".join(map(memoryview, parts[:3])), *parts[3:], b""])
+    assert not arrow_stream._has_nulls(parts)
+    assert arrow_stream._has_nulls([b"".join(map(memoryview, parts[:3])), *parts[3:], b""])
 
 
 def test_nothing_is_copied_without_nulls() -> None:
     batch = pa.record_batch({"a": pa.array([1, 2]), "s": pa.array(["x", "y"])})
-    assert emptied(batch) is batch
+    assert zero_nulls(batch) is batch
 
 
 def _file(path: Path, kind: str) -> Path:
