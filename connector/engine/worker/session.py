@@ -390,7 +390,7 @@ class Worker:
 
 
 def read_job(channel: socket.socket) -> Job:
-    """Return the job with its blobs. Raises: Coded("job_invalid") for one that is too large."""
+    """Return the job with its blobs. Raises: Coded("job_invalid") if it is too large."""
     (length,) = wire.LENGTH.unpack(receive(channel, wire.LENGTH.size))
     if length > wire.JOB_MAX:
         raise Coded("job_invalid")
