@@ -49,20 +49,20 @@ fmt: setup-dev ## format the code
 	@$(BIN)/ruff check --quiet --fix --select I $(PACKAGES) || true
 	@$(BIN)/ruff format $(PACKAGES)
 
-random-queries: setup-dev ## 10,000 generated queries against planted secrets
-	@$(BIN)/python -m tests.load.random_checker 10000 7
+random-queries: setup-dev ## N=10000 generated queries against planted secrets (FIRST=0: the first seed)
+	@$(BIN)/python -m tests.oracles secrets --count $(or $(N),10000) --first $(or $(FIRST),0)
 
 random-names: setup-dev ## N=20000 generated questions about names against plain DuckDB, and what is recorded of them (FIRST=0: the first seed)
-	@$(BIN)/python -m tests.load.random_names --count $(or $(N),20000) --first $(or $(FIRST),0)
+	@$(BIN)/python -m tests.oracles names --count $(or $(N),20000) --first $(or $(FIRST),0)
 
 random-versions: setup-dev ## N=2000 random versions of random tables against whoever subtracts their figures (FIRST=0: the first seed)
-	@$(BIN)/python -m tests.load.random_versions $(or $(N),2000) $(or $(FIRST),0)
+	@$(BIN)/python -m tests.oracles versions --count $(or $(N),2000) --first $(or $(FIRST),0)
 
 random-federated: setup-dev ## N=10000 generated questions over three owners against one database (FIRST=0: the first seed)
-	@$(BIN)/python -m tests.load.random_federated --count $(or $(N),10000) --first $(or $(FIRST),0)
+	@$(BIN)/python -m tests.oracles federated --count $(or $(N),10000) --first $(or $(FIRST),0)
 
 random-streams: setup-dev ## N=2000 random streams of random data and policies against plain DuckDB (FIRST=0: the first seed, KIND: of one kind only, FILES: of such datasets)
-	@$(BIN)/python -m tests.load.random_streams --count $(or $(N),2000) --first $(or $(FIRST),0) $(if $(KIND),--kind $(KIND)) $(if $(FILES),--files $(FILES))
+	@$(BIN)/python -m tests.oracles streams --count $(or $(N),2000) --first $(or $(FIRST),0) $(if $(KIND),--kind $(KIND)) $(if $(FILES),--files $(FILES))
 
 fuzz-arrow: setup-dev ## 5,000 mutated Arrow streams against the process that reads foreign Arrow
 	@$(BIN)/python -m tests.load.fuzz_arrow 5000 7

@@ -27,13 +27,11 @@ from connector.federation.tables import table_of
 from connector.store.queries.agreements import ConsumerAgreement
 from policies.enforce.gate import GatedDataset, prepare
 from policies.errors import QueryRefused
-from tests.load.random_federated import daring
+from tests.oracles.federated import daring, federation, question
 from tests.support import gate
 from tests.support.asking import Asked
 from tests.support.federation import Federation
 from tests.support.gate import KEY, QUERY, atom, mask
-from tests.support.random_data import federation
-from tests.support.random_queries import Questions
 
 SMALL = 2**17
 COUNT = 'SELECT count(*) AS n FROM "all".patients'
@@ -349,7 +347,7 @@ def _wrong(fragment: Fragment, datasets: Sequence[GatedDataset], owner: duckdb.D
 
 
 def _fragments(over: Federation, seed: int) -> Sequence[Fragment]:
-    sql = Questions(seed).question()
+    sql = question(seed)
     try:
         over.expected(sql)
         with daring(seed % 3 == 0):

@@ -21,8 +21,8 @@ from connector.errors import HanseError
 from connector.federation.planner.model import TableColumn, TableInfo, TypeCasts
 from connector.federation.planner.planner import merge_sql, plan
 from policies.errors import PolicyError
+from tests.oracles.secrets import SECRETS
 from tests.support import clinic, data, gate, provider
-from tests.support.checker import SECRETS
 from tests.support.gate import atom
 from tests.support.provider import Provider
 

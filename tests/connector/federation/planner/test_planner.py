@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,14 @@ from connector.federation.planner.planner import plan
 from connector.federation.planner.rules import RULES
 from policies.contracts.contract import Dimension
 from policies.sql.limits import DEFAULT
-from tests.load.random_federated import Owners, check, wrong
-from tests.support import named, plan_cases, random_data, random_queries, tpch
+from tests.oracles.federated import check, federation, wrong
+from tests.oracles.outcome import Outcome
+from tests.support import plan_cases, tpch
 from tests.support.federation import Federation, difference
 from tests.support.federation_tpch import layout, written_for
 
 CASES = list(plan_cases.cases())
 DOCS = Path(__file__).parents[4] / "docs/federated-query.md"
-SEEDS = 80  # `make random-federated` asks thousands
 RATIO = 100  # of planning to reading a query: 10 ms is the aim, reading takes about half of one
 
 
@@ -129,29 +128,10 @@ def test_every_rule_has_cases() -> None:
 
 
 @pytest.fixture(scope="module")
-def owners() -> Iterator[Owners]:
-    found = Owners()
+def small() -> Iterator[Federation]:
+    found = federation()
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def small(owners: Owners) -> Federation:
-    return owners.open
-
-
-@pytest.mark.parametrize("start", range(0, SEEDS, 20))
-def test_random_questions_are_answered_like_one_database_with_all_the_data(owners: Owners, start: int) -> None:
-    counted = Counter(word for seed in range(start, start + 20) for word in check(owners, seed))
-    assert not counted["different"]
-    assert counted["equal"] >= 15
-
-
-def test_random_questions_about_names_are_planned_as_the_engine_reads_them() -> None:
-    """`make random-names` asks many more."""
-    outcome = named.run([named.Owners()], range(400))
-    assert not outcome.found
-    assert outcome.ended["equal"] >= 40, outcome.ended
 
 
 ONCE_WRONG = yaml.safe_load((plan_cases.FOLDER / "once_wrong.yaml").read_text())
@@ -585,10 +565,12 @@ def test_fragments_of_several_agreements_are_made_only_where_owners_take_them() 
 
 
 def test_without_fragments_of_several_agreements_the_answer_is_the_same() -> None:
-    federation = random_data.federation(across=False)
+    owners, outcome = federation(across=False), Outcome()
     for seed in range(500, 530):
-        assert not wrong(federation, random_queries.Questions(seed).question())
-    federation.close()
+        check(owners, seed, outcome)
+    owners.close()
+    assert outcome.found == []
+    assert outcome.ended["equal"] >= 25
 
 
 def test_a_dataset_that_names_its_partners_is_joined_at_its_owner_with_no_other() -> None:

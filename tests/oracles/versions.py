@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from policies.enforce.gate import GatedDataset, prepare_version_report
+from tests.oracles.outcome import Outcome
 from tests.support import gate
 from tests.support.gate import atom
 from tests.support.oracle import Row
@@ -24,26 +24,19 @@ Patients = dict[int, list[Row]]  # the rows of each in one group
 Figure = Callable[[Sequence[Row]], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A figure of a group that both versions show, and how many patients make its difference: too few."""
-
-    group: tuple[str | None, ...]
-    figure: str
-    patients: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What happened between two versions, what is told of few, and whether that was found."""
-
-    changes: tuple[str, ...]
-    told: tuple[Told, ...]
-    found: bool
+def run(seeds: Iterable[int], outcome: Outcome) -> None:
+    """Try the versions of these seeds."""
+    for seed in seeds:
+        changes, told, found = case(seed)
+        tells = "tells of few" if told else "tells of few nowhere"
+        outcome.count(f"{tells}, {'found' if found else 'nothing found'}")
+        if told and not found:
+            outcome.find(seed, f"{', '.join(changes)}; not found: {told[0]}")
 
 
-def outcome(seed: int) -> Outcome:
-    """One random case."""
+def case(seed: int) -> tuple[Sequence[str], Sequence[str], bool]:
+    """What happened between two versions, the figures that both show and of which too few patients make the difference,
+    and whether that was found."""
     rng, bench = random.Random(seed), gate.Bench()
     dimensions = rng.choice([("ward",), ("ward", "sex"), ()])
     measures = rng.choice([("days",), ("days", "cost"), ()])
@@ -65,9 +58,9 @@ def outcome(seed: int) -> Outcome:
     before, after = (GatedDataset(("clinic", "t"), name, contract) for name in ("old", "new"))
     ((found,),) = bench.run(prepare_version_report(before, after, token=bench.token, mask_key=gate.KEY))
     sides = (_shown(old, dimensions, before, bench), _shown(new, dimensions, after, bench))
-    told = tuple(_told(*sides, dimensions, measures))
+    told = [*_told(*sides, dimensions, measures)]
     bench.connection.close()
-    return Outcome(changes, told, bool(found))
+    return changes, told, bool(found)
 
 
 def _patient(rng: random.Random, pid: int, rows: int) -> list[Row]:
@@ -157,7 +150,7 @@ def _shown(rows: list[Row], dimensions: tuple[str, ...], version: GatedDataset, 
     return [row for row in rows if tuple(row[name] for name in dimensions) in cells]
 
 
-def _told(old: list[Row], new: list[Row], dimensions: tuple[str, ...], measures: tuple[str, ...]) -> Iterator[Told]:
+def _told(old: list[Row], new: list[Row], dimensions: tuple[str, ...], measures: tuple[str, ...]) -> Iterator[str]:
     for kind in {dimensions, *((one,) for one in dimensions), ()}:
         before, after = (_groups(rows, kind) for rows in (old, new))
         for group in before.keys() & after.keys():
@@ -167,7 +160,7 @@ def _told(old: list[Row], new: list[Row], dimensions: tuple[str, ...], measures:
                     figure(before[group].get(one, [])) != figure(after[group].get(one, [])) for one in patients
                 )
                 if 0 < differ < K:
-                    yield Told(group, name, differ)
+                    yield f"{name} of {group} by {differ} patients"
 
 
 def _groups(rows: list[Row], kind: tuple[str, ...]) -> dict[tuple[str | None, ...], Patients]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -19,10 +18,12 @@ from sqlglot import exp, parse_one
 
 from connector.errors import HanseError
 from policies.errors import QueryRefused
+from tests.oracles import grammar
+from tests.oracles.names import FIELDS, NUMBER, TABLES, Names
+from tests.oracles.outcome import Outcome
 from tests.support import gate
 from tests.support.federation import Federation, difference
 from tests.support.gate import atom, mask
-from tests.support.random_names import FIELDS, NUMBER, TABLES, Names
 
 _ROWS = 7
 _SECONDS = 5.0  # for a question, which takes some milliseconds
@@ -67,7 +68,39 @@ class Shown:
                 self._show(name, self.views[name], TABLES[name])
 
 
-class Gate:
+class World:
+    """Tables that are asked through a policy, and in a database (`plain`) that has what it shows."""
+
+    written: Mapping[str, Sequence[str]]
+    by_owner = ""  # of a refusal by the gate, where others may refuse too
+    shown: Shown
+    plain: duckdb.DuckDBPyConnection
+    read: Mapping[str, Collection[str]]  # what is recorded of the last answer
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def answer(self, sql: str) -> list[Any]:
+        raise NotImplementedError
+
+    def ask(self, sql: str) -> Ended:
+        """How a question ended."""
+        if (expected := _plainly(self.plain, sql)) is None:
+            return Ended("takes too long")
+        try:
+            got = _engine(lambda: self.answer(sql))
+        except (QueryRefused, HanseError) as refused:
+            by = self.by_owner if isinstance(refused, QueryRefused) else ""
+            return Ended("no question" if isinstance(expected, duckdb.Error) else f"refused{by} ({refused.code})")
+        except Exception as error:  # noqa: BLE001  it says to no reader what to write instead
+            return Ended("stumbles", f"{type(error).__name__}: {error}")
+        if (ended := _compared(sql, got, expected)).word != "equal":
+            return ended
+        found = self.shown.unrecorded(self.read, lambda: _told(self.plain, sql, expected))
+        return Ended("read unrecorded", f"recorded is {self.read}; {found}") if found else ended
+
+
+class Gate(World):
     """One owner's tables under policies that hide nothing, or (`shut`) columns, rows and values: asked through the
     gate, and in a database that has what the policies show."""
 
@@ -95,28 +128,17 @@ class Gate:
         self.plain.close()
         self.database.close()
 
-    def ask(self, sql: str) -> Ended:
-        """How a question ended."""
-        if (expected := _plainly(self.plain, sql)) is None:
-            return Ended("takes too long")
-        try:
-            prepared = self.bench.prepare(sql)
-            got = _engine(lambda: self.bench.run(prepared))
-        except QueryRefused as refused:
-            return Ended("no question" if isinstance(expected, duckdb.Error) else f"refused ({refused.code})")
-        except Exception as error:  # noqa: BLE001  the owner would be told of a fault
-            return Ended("stumbles", f"{type(error).__name__}: {error}")
-        if (ended := _compared(sql, got, expected)).word != "equal":
-            return ended
-        read = {table: columns for (_, table), columns in prepared.read.items()}
-        found = self.shown.unrecorded(read, lambda: _told(self.plain, sql, expected))
-        return Ended("read unrecorded", f"recorded is {read}; {found}") if found else ended
+    def answer(self, sql: str) -> list[Any]:
+        prepared = self.bench.prepare(sql)
+        self.read = {table: columns for (_, table), columns in prepared.read.items()}
+        return self.bench.run(prepared)
 
 
-class Owners:
+class Owners(World):
     """The same tables with two owners, who both have shares of one, asked through the planner and their gates; and in
     one database that has them all."""
 
+    by_owner = " by an owner"
     written: Mapping[str, Sequence[str]] = {"a": ("o.a",), "b": ("o.b", '"O".b'), "k": ("p.k",), "s": ('"all".s',)}
 
     def __init__(self) -> None:
@@ -137,35 +159,15 @@ class Owners:
     def close(self) -> None:
         self.over.close()
 
-    def ask(self, sql: str) -> Ended:
-        """How a question ended."""
-        if (expected := _plainly(self.plain, sql)) is None:
-            return Ended("takes too long")
-        try:
-            got = _engine(lambda: self._answer(sql))
-        except QueryRefused as refused:
-            return Ended(
-                "no question" if isinstance(expected, duckdb.Error) else f"refused by an owner ({refused.code})"
-            )
-        except HanseError as refused:
-            return Ended("no question" if isinstance(expected, duckdb.Error) else f"refused ({refused.code})")
-        except Exception as error:  # noqa: BLE001  whatever it is, nobody is told what to write instead
-            return Ended("stumbles", f"{type(error).__name__}: {error}")
-        if (ended := _compared(sql, got, expected)).word != "equal":
-            return ended
-        found = self.shown.unrecorded(self.read, lambda: _told(self.plain, sql, expected))
-        return Ended("read unrecorded", f"recorded is {self.read}; {found}") if found else ended
-
-    def _answer(self, sql: str) -> list[tuple[Any, ...]]:
-        ran = self.over.ask(sql)
-        self.read: dict[str, set[str]] = {}
+    def answer(self, sql: str) -> list[Any]:
+        ran, read = self.over.ask(sql), dict[str, set[str]]()
         for fragment in ran.plan.fragments:
             for name, columns in fragment.reads:
-                self.read.setdefault(name, set()).update(column.name for column in columns)
+                read.setdefault(name, set()).update(column.name for column in columns)
+        self.read = read
         return ran.rows
 
 
-World: TypeAlias = "Gate | Owners"
 WORLDS: dict[str, Callable[[], World]] = {"gate": Gate, "shut": lambda: Gate(shut=True), "owners": Owners}
 
 
@@ -208,10 +210,10 @@ def _plainly(plain: duckdb.DuckDBPyConnection, sql: str) -> list[Any] | duckdb.E
 
 
 def is_ordered(sql: str) -> bool:
-    """Whether the whole answer has an order that is told: the last ORDER BY is in no parentheses, and by all."""
-    _, found, after = sql.rpartition(" ORDER BY ")
+    """Whether the whole answer has an order that is told: by all its outputs."""
+    after = sql.rpartition(" ORDER BY ")[2]
     whole = after.startswith("ALL") or after.partition(" LIMIT ")[0].rstrip().endswith(tuple("123456789"))
-    return bool(found) and after.count("(") == after.count(")") and whole and "*" not in sql
+    return grammar.is_ordered(sql) and whole and "*" not in sql
 
 
 def _put(database: duckdb.DuckDBPyConnection, called: str, table: pa.Table) -> None:
@@ -242,27 +244,20 @@ def _other(value: int | None) -> int | None:
     return 0 if value is None else None if value == _VALUES - 1 else value + 1
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How many questions ended how, and of what is wrong the seed, what it is, and the question, whole and shrunk."""
-
-    ended: Counter[str] = field(default_factory=Counter)
-    found: list[str] = field(default_factory=list)
-
-
-def run(worlds: Sequence[World], seeds: Iterable[int]) -> Outcome:
-    """Ask the questions of some seeds of each of the worlds."""
-    outcome = Outcome()
+def run(seeds: Iterable[int], outcome: Outcome, *, over: Collection[str] = ()) -> None:
+    """Ask the questions of some seeds of each of these worlds, of all without any."""
+    worlds = [WORLDS[name]() for name in over or WORLDS]
     for seed in seeds:
         for world in worlds:
             sql = Names(seed, world.written).question()
             ended = world.ask(sql)
-            outcome.ended[ended.word] += 1
+            outcome.count(ended.word)
             if ended.wrong:
                 smaller = shrunk(sql, _ends_so(world, ended.word))
-                told = f"seed {seed}, {type(world).__name__}, {ended.word}: {ended.wrong[:300]}"
-                outcome.found.append(f"{told}\n    {sql}\n    {smaller}")
-    return outcome
+                told = f"{type(world).__name__}, {ended.word}: {ended.wrong[:300]}"
+                outcome.find(seed, f"{told}\n    {sql}\n    {smaller}")
+    for world in worlds:
+        world.close()
 
 
 def _ends_so(world: World, word: str) -> Callable[[str], bool]:

@@ -6,27 +6,21 @@ column, and what depends on an order of addition is not asked for.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from tests.support import random_data
-from tests.support.random_data import (
+from tests.oracles import values
+from tests.oracles.grammar import Grammar, Out
+from tests.oracles.values import (
     BLOB,
     BOOL,
     DATE,
     DECIMAL,
     DOUBLE,
-    FIRST,
     INTEGER,
-    KINDS,
     LIST,
     NUMBERS,
-    OWNED,
-    OWNERS,
-    SHARED,
     STAMP,
     TEXT,
     TIME,
@@ -34,26 +28,30 @@ from tests.support.random_data import (
     ZONED,
 )  # fmt: skip
 
-T = TypeVar("T")
-_COMMON = [KINDS[name] for name in FIRST]
+_COMMON = (INTEGER, DOUBLE, DECIMAL, TEXT, DATE, BOOL)
 _JOINED = (INTEGER, INTEGER, INTEGER, TEXT, DECIMAL, DATE, UUID, STAMP)
 _UNORDERED = (LIST,)
 
 
 @dataclass(frozen=True, slots=True)
-class Out:
-    """A column that can be named: as SQL, and its kind."""
+class Tables:
+    """What may be asked of. `written`: a table as FROM has it, with its columns and how often it is taken. `rare`: more
+    columns, which each has; `union`: of these tables all have the same. `odd`: what is put in place of a column now and
+    then, and of a table, though no question may name it."""
 
-    sql: str
-    kind: str
+    written: Mapping[str, tuple[Mapping[str, str], float]]
+    rare: Mapping[str, str]
+    union: Sequence[str] = ()
+    odd: Callable[[Questions, str], str] | None = None
+    odd_tables: Sequence[str] = ()
 
 
-class Questions:
+class Questions(Grammar):
     """A stream of questions from one seed."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.count = 0
+    def __init__(self, seed: int | str, tables: Tables, *, odd: float = 0.02) -> None:
+        super().__init__(seed)
+        self.tables, self.odd, self.count = tables, odd if tables.odd else 0.0, 0
 
     def question(self) -> str:
         """One SELECT, with everything in it now and then."""
@@ -243,46 +241,50 @@ class Questions:
         if roll < 0.83:
             return self.derived(alias)
         if roll < 0.9 or depth > 1:
-            return self.union(alias)
+            return self.union(alias) if self.tables.union else self.base(self.base_name(), alias)
         inner, kinds = self.select(depth + 2, ordered=self.chance(0.15))
         return f"({inner}) AS {alias}", [Out(f"{alias}.c{number}", kind) for number, kind in enumerate(kinds)]
 
     def base_name(self) -> str:
-        roll = self.rng.random()
-        if roll < 0.64:
-            name = self.pick(list(OWNED))
-            return f'"{OWNED[name]}".{name}'
-        if roll < 0.92:
-            return f'"all".{self.pick(list(SHARED))}'
-        return f'"{self.pick(OWNERS)}".words'
+        if self.tables.odd_tables and self.chance(self.odd):
+            return self.pick(self.tables.odd_tables)
+        weights = [often for _, often in self.tables.written.values()]
+        return self.rng.choices(list(self.tables.written), weights)[0]
+
+    def columns(self, name: str) -> Mapping[str, str]:
+        """A table's columns with their kinds; of one that no question may name, another's."""
+        written = self.tables.written
+        return written[name][0] if name in written else next(iter(written.values()))[0]
 
     def base(self, name: str, alias: str) -> tuple[str, list[Out]]:
         """The common columns, and some of the others."""
-        more = [column for column in KINDS if column not in FIRST and self.chance(0.15)]
+        kinds = dict(self.columns(name)) | {one: kind for one, kind in self.tables.rare.items() if self.chance(0.15)}
         if self.chance(0.08):
-            called = dict(zip(self.rng.sample(["k", "w", "p0", "x0", "b", "k0"], 2), FIRST, strict=False))
-            called |= {column: column for column in (*FIRST[2:], *more) if column not in called}
-            names = ", ".join(list(called)[:2])
-            return f"{name} AS {alias}({names})", [Out(f"{alias}.{one}", KINDS[own]) for one, own in called.items()]
-        return f"{name} AS {alias}", [Out(f"{alias}.{column}", KINDS[column]) for column in (*FIRST, *more)]
+            called = self.rng.sample(["k", "w", "p0", "x0", "b", "k0"], 2)
+            rest = [one for one in list(kinds)[2:] if one not in called]
+            names = dict(zip((*called, *rest), (*list(kinds)[:2], *rest), strict=True))
+            return f"{name} AS {alias}({', '.join(called)})", [
+                Out(f"{alias}.{one}", kinds[own]) for one, own in names.items()
+            ]
+        return f"{name} AS {alias}", [Out(f"{alias}.{column}", kind) for column, kind in kinds.items()]
 
     def union(self, alias: str) -> tuple[str, list[Out]]:
-        columns = self.rng.sample([*FIRST, self.pick(list(KINDS)[len(FIRST) :])], self.rng.randint(2, 5))
+        first = self.columns(self.tables.union[0])
+        kinds = dict(first) | dict([self.pick(list(self.tables.rare.items()))])
+        columns = self.rng.sample(list(kinds), self.rng.randint(2, 5))
         branches = []
-        for name in self.rng.sample([*OWNED, *SHARED], self.rng.randint(2, 3)):
-            owner = OWNED.get(name) or self.pick(OWNERS)
-            where = (
-                f" WHERE {self.plain([Out(column, KINDS[column]) for column in columns])}" if self.chance(0.4) else ""
-            )
-            branches.append(f'SELECT {", ".join(columns)} FROM "{owner}".{name}{where}')
-        return f"({' UNION ALL '.join(branches)}) AS {alias}", [Out(f"{alias}.{one}", KINDS[one]) for one in columns]
+        for name in self.rng.sample(self.tables.union, self.rng.randint(2, 3)):
+            where = f" WHERE {self.plain([Out(one, kinds[one]) for one in columns])}" if self.chance(0.4) else ""
+            branches.append(f"SELECT {', '.join(columns)} FROM {name}{where}")
+        return f"({' UNION ALL '.join(branches)}) AS {alias}", [Out(f"{alias}.{one}", kinds[one]) for one in columns]
 
     def derived(self, alias: str) -> tuple[str, list[Out]]:
         """Values of a dataset's columns, called as its columns are; its own condition is on those."""
         source, outs = self.base(self.base_name(), self.alias())
         shown = [self.scalar(outs) for _ in range(self.rng.randint(1, 4))]
         shown += [Out(self.literal(INTEGER), INTEGER)] if self.chance(0.3) else []
-        called = dict(zip(self.rng.sample(FIRST, len(shown)), shown, strict=True))
+        names = list(next(iter(self.tables.written.values()))[0])  # of columns as a table has them
+        called = dict(zip(self.rng.sample(names, len(shown)), shown, strict=True))
         listed = ", ".join(f"{one.sql} AS {name}" for name, one in called.items())
         limit = ""
         if self.chance(0.25):  # of two of one name, the first has it
@@ -329,7 +331,7 @@ class Questions:
         return " AND ".join(parts)
 
     def plain(self, outs: list[Out]) -> str:
-        one = self.pick(outs)
+        one = self.named(outs)
         same = [other for other in outs if other.kind == one.kind]
         shapes: list[Callable[[], str]] = [
             lambda: f"{one.sql} {self.pick(['=', '<>', '<', '>', '<=', '>='])} {self.literal(one.kind)}",
@@ -406,7 +408,7 @@ class Questions:
     # expressions
 
     def scalar(self, outs: list[Out]) -> Out:
-        one = self.pick(outs)
+        one = self.named(outs)
         if one.kind in (BLOB, LIST):
             return one
         if one.kind in NUMBERS and self.chance(0.25):
@@ -421,6 +423,13 @@ class Questions:
             return Out(self.pick(truth), BOOL)
         if self.chance(0.1):
             return Out(f"CASE WHEN {self.plain(outs)} THEN {one.sql} ELSE {self.literal(one.kind)} END", one.kind)
+        return one
+
+    def named(self, outs: list[Out]) -> Out:
+        """A column, or now and then what may not be asked for."""
+        one = self.pick(outs)
+        if self.tables.odd is not None and self.chance(self.odd):
+            return Out(self.tables.odd(self, one.sql), one.kind)
         return one
 
     def key(self, outs: list[Out]) -> Out:
@@ -467,13 +476,7 @@ class Questions:
         return Out(text + where, kind)
 
     def literal(self, kind: str) -> str:
-        return random_data.literal(self.rng, kind)
-
-    def pick(self, values: Sequence[T]) -> T:
-        return self.rng.choice(values)
-
-    def chance(self, share: float) -> bool:
-        return self.rng.random() < share
+        return values.literal(self.rng, kind)
 
 
 _FUNCTIONS: dict[str, list[tuple[str, str]]] = {

@@ -7,12 +7,11 @@ output, windows give peers alike.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-T = TypeVar("T")
+from tests.oracles.grammar import Grammar
+
 NUMBER, STRUCT = "number", "struct"
 POOL = ("a", "b", "k", "s", "t", "u")  # the last is no column of a table
 # Table: its columns with their kinds. Fields of structs are called as columns, too.
@@ -55,11 +54,11 @@ class Scope:
             level = level.outer
 
 
-class Names:
+class Names(Grammar):
     """A stream of questions from one seed, over `tables`, of each the ways that it can be written in FROM."""
 
     def __init__(self, seed: int, written: Mapping[str, Sequence[str]], *, odd: float = 0.02) -> None:
-        self.rng = random.Random(f"names {seed}")
+        super().__init__(f"names {seed}")
         self.written = written
         self.odd = odd  # the share of questions with what no gate lets through
 
@@ -346,12 +345,6 @@ class Names:
         names = {word: self.pick(POOL) for word in ("one", "two", "three", "four")}
         tables = {word: self.pick(self.written[self.pick(list(TABLES))]) for word in ("first", "second", "third")}
         return shape.format(**names, **tables)
-
-    def pick(self, values: Sequence[T]) -> T:
-        return self.rng.choice(values)
-
-    def chance(self, share: float) -> bool:
-        return self.rng.random() < share
 
 
 def _is_column(name: str, scope: Scope) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,11 @@ import pyarrow as pa
 
 from policies.model import Atom, Literal
 from policies.vocabulary import column_term
+from tests.oracles.streams.answers import REFUSED, Came, Different, in_order, over_query, texts
+from tests.oracles.streams.columns import BLOB, BOOL, DATE, FLOAT, INTEGER, OTHER, TEXT
+from tests.oracles.streams.reader import Reader
+from tests.oracles.streams.terms import quoted
 from tests.support import gate, provider, streamed
-from tests.support.random_case import Case
-from tests.support.random_ends import REFUSED, Came, over_query
-from tests.support.random_files import BLOB, BOOL, DATE, FLOAT, INTEGER, OTHER, TEXT
-from tests.support.random_flight import in_order, texts
-from tests.support.random_http import OverHttp
-from tests.support.random_reads import quoted
-from tests.support.random_space import Different
 
 _MOST = 60_000  # rows of an answer
 _SPENT = {"quota_spent", "count_spent", "not_permitted"}
@@ -38,7 +35,7 @@ _BEGUN = {"min_group_size"}  # refused once it was counted
 class Side:
     """One of the two: its case, its table in both engines, and what may leave; `used` is what has."""
 
-    case: Case
+    case: Reader
     table: str
     rows: int | None = None
     uses: int | None = None
@@ -71,14 +68,8 @@ class Question:
         return self.draws[self.sides.index(side)] * side.all_rows
 
 
-class Together(Case):
+class Together(Reader):
     """Some questions, one after the other or at once."""
-
-    met: collections.Counter[str]
-
-    def words(self) -> Iterator[str]:
-        yield from super().words()
-        yield from (f"together: {word}" for word in self.met)
 
     @property
     def told(self) -> str:
@@ -86,12 +77,11 @@ class Together(Case):
         return f"{super().told}\n{self.sides[1].case.told}\n    {limits}"
 
     async def run(self) -> str:
-        self.met = collections.Counter()
         number = f"t{random.getrandbits(64):016x}"
         async with AsyncExitStack() as stack:
             change = self.rng.choice(("same", "more", "fewer", "order"))
             other = await stack.enter_async_context(self.over.another(self.world, number, change))
-            beside = OverHttp.drawn(self.over, other, self.rng)
+            beside = Reader.drawn(self.over, other, self.rng)
             self.sides = Side(self, "a"), Side(beside, "b")
             if self.rng.random() < 0.3:
                 self._grouped(self.sides[1])
@@ -111,7 +101,7 @@ class Together(Case):
             for question in asked:
                 self._check(question, await self._asked(question), alone=True)
                 await self._check_counted(question.sql)
-        self.met["at once" if at_once else "one after the other"] += 1
+        self.met[f"together: {'at once' if at_once else 'one after the other'}"] += 1
         await self._check_counted("all")
         return "equal"
 
@@ -121,8 +111,8 @@ class Together(Case):
         return came
 
     def _check(self, question: Question, came: Came, *, alone: bool) -> None:
-        code = str((came.end or {}).get("code", ""))
-        self.met[f"{came.status} {code}".strip()] += 1
+        code = "" if came.code == came.status else came.code
+        self.met[f"together: {came.status} {code}".strip()] += 1
         grouped, costs = any(one.group for one in question.sides), [question.cost(one) for one in question.sides]
         if came.status == REFUSED:
             allowed = _SPENT | (_GROUPS | _BEGUN if grouped else set())
@@ -146,7 +136,7 @@ class Together(Case):
         found = pa.Table.from_batches(came.batches, expected.schema if not came.batches else None)
         wrong = ""
         if came.status == "complete":
-            wrong = streamed.unlike(found.take(in_order(found)), expected.take(in_order(expected)))
+            wrong = streamed.unlike(in_order(found), in_order(expected))
         elif _rows(found) - _rows(expected):
             wrong = f"rows that are none: {list((_rows(found) - _rows(expected)).items())[:3]}"
         if wrong or (came.end or {}).get("rows") != came.rows:
@@ -227,7 +217,7 @@ class Together(Case):
         on = f"{a.name} AS x JOIN {b.name} AS y ON x.{key} = y.{key}"
         if kind in ("join", "group") and self._many(f"SELECT count(*) FROM {on}"):
             kind = "count"
-        self.met[f"question {kind}"] += 1
+        self.met[f"together: question {kind}"] += 1
         both = (a, b)
         if kind == "groups":
             name = quoted(self._dimension)

@@ -24,26 +24,21 @@ from hanse.loaders import Loader, merge
 
 from tests.client.support import connector
 from tests.load.resume.sequence import Epoch, Share, ordered
+from tests.oracles.streams.answers import Different
+from tests.oracles.streams.reader import Reader
+from tests.oracles.streams.space import World
+from tests.oracles.streams.terms import Read
 from tests.support import provider, streamed
-from tests.support.random_case import Case
-from tests.support.random_reads import Read
-from tests.support.random_space import Different, World
 
 
-class Loaded(Case):
+class Loaded(Reader):
     """Each reader gives the rows of its share, in their order, from where it or others were."""
-
-    met = ""
 
     @classmethod
     def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:
         once = {name.casefold(): name for name in asked.columns}
         twice = asked.twice or asked.readers > 1
         return replace(asked, columns=tuple(once.values()), most=None, blocks="", batch_rows=None, twice=twice)
-
-    def words(self) -> Iterator[str]:
-        yield from super().words()
-        yield self.met
 
     async def ask(self) -> str:
         return await asyncio.to_thread(self._loaded)
@@ -67,7 +62,6 @@ class Loaded(Case):
     def _epoch(self) -> None:
         """An epoch that some readers begin, and the same or others end."""
         epoch, state, parts = Epoch(self._places(self.options["epoch"])), "", self.rng.randint(1, 4)
-        self.met = "one run"
         for left in range(self.rng.choice((0, 1, 1, 2)), -1, -1):
             shares = epoch.dealt(parts)
             states = [self._stopping(number, shares, state, whole=not left) for number in range(parts)]
@@ -75,7 +69,7 @@ class Loaded(Case):
                 states = [self._stopping(number, shares, states[number], whole=False) for number in range(parts)]
             epoch.collect(shares)
             if left:
-                self.met = "other readers go on"
+                self.met["other readers go on"] += 1
                 state, parts = json.dumps(merge(list(map(json.loads, states)))), self.rng.randint(1, 5)
 
     def _stopping(self, part: int, shares: list[Share], state: str, *, whole: bool) -> str:

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from policies.model import Atom, Connective, Constraint, Group, Literal, Policy
 from policies.vocabulary import column_term
+from tests.oracles.streams.columns import BLOB, BOOL, DATE, DECIMAL, FLOAT, INTEGER, OTHER, STAMP, TEXT, ZONED, Column
 from tests.support import gate
-from tests.support.random_files import BLOB, BOOL, DATE, DECIMAL, FLOAT, INTEGER, OTHER, STAMP, TEXT, ZONED, Column
 
 PLACE = "place of the row"
 _EQUAL = ("eq", "neq", "isAnyOf", "isNoneOf")
@@ -57,7 +57,6 @@ class Terms:
     families: Mapping[str, str]
     filters: tuple[str, ...]
     masks: Mapping[str, str] = field(default_factory=dict)  # the column's method
-    quota: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def terms(rng: random.Random, columns: Sequence[Seen], *, rows: int, key: bytes)
         duties.append(gate.mask(method, one.name, argument=argument))
         masks[one.name] = _masked(one, method, argument, key)
         methods[one.name] = method
-    if quota := rng.random() < 0.06:
+    if rng.random() < 0.06:
         constraints.append(gate.atom("ds:rowQuota", "lteq", "9000000"))
     text = {name for name, method in methods.items() if method in ("hash", "truncate")}
     return Terms(
@@ -113,7 +112,6 @@ def terms(rng: random.Random, columns: Sequence[Seen], *, rows: int, key: bytes)
         {one.name: TEXT if one.name in text else one.of.family for one in shown},
         tuple(filters),
         methods,
-        quota,
     )
 
 

@@ -38,21 +38,21 @@ from connector.engine.pool.protocol import Job, Relation
 from connector.errors import HanseError
 from connector.events import AgreementRevoked
 from connector.store import Transaction
-from tests.support import data, objectstore, postgres, provider, random_postgres, random_reads, random_sources
+from tests.oracles.streams import files as sources
+from tests.oracles.streams.answers import Different
+from tests.oracles.streams.files import Files
+from tests.oracles.streams.terms import PLACE, Seen, Terms, quoted
+from tests.support import data, objectstore, postgres, provider
 from tests.support.certificates import self_signed
 from tests.support.flying import flying
 from tests.support.provider import Provider
-from tests.support.random_files import Files
-from tests.support.random_reads import PLACE, Seen, Terms
 
+_DATABASE = "registry"
 _ROWS = (40, 200)  # of a block
 _BYTES = 2**20
+REASON = "enough"
 _LIMITS = httpx2.Limits(keepalive_expiry=1)  # well before the server closes what is idle: a request may meet that
 _SHELVES = (2**28, 2**28, 2**28, 2**20, 2**17)  # bytes that may be kept prepared: in the latter few of a dataset's
-
-
-class Different(Exception):
-    """What differs."""
 
 
 @dataclass
@@ -111,28 +111,26 @@ class Elsewhere:
         below = files.folder.name
         for path in files.paths:
             obstore.put(self._server.bucket(), f"{below}/{Path(path).relative_to(files.folder)}", Path(path))
-        options, refs = await s3.bring(
-            f"s3://{objectstore.BUCKET}/{below}/", options=read_options("s3", {}), from_=self.outside
-        )
-        paths = tuple(f"{files.folder}/{one.name}" for one in refs)
-        return replace(files, paths=paths), Relation("s3", tuple(one.to_json() for one in refs), options)
+        found = await self._brought("s3", s3, f"{objectstore.BUCKET}/{below}/")
+        return replace(files, paths=tuple(f"{files.folder}/{one['name']}" for one in found.files)), found
 
     async def fill(self, files: Files) -> Relation:
         """The rows as a table of the database, and what a snapshot of it is converted from."""
         if not self._database:
-            url = self._stack.enter_context(postgres.cluster()).create(random_postgres.DATABASE)
+            url = self._stack.enter_context(postgres.cluster()).create(_DATABASE)
             self._database = url.replace("postgresql+psycopg", "postgresql")
             self._connect()
         table = f"t{random.getrandbits(64):016x}"
-        await asyncio.to_thread(random_postgres.fill, self._database, table, files)
-        options, refs = await sources_postgres.bring(
-            f"postgres://{random_postgres.DATABASE}/{table}", options=read_options("postgres", {}), from_=self.outside
-        )
-        return Relation("postgres", tuple(one.to_json() for one in refs), options)
+        await asyncio.to_thread(sources.fill, self._database, table, files)
+        return await self._brought("postgres", sources_postgres, f"{_DATABASE}/{table}")
+
+    async def _brought(self, kind: str, by: Any, place: str) -> Relation:
+        options, refs = await by.bring(f"{kind}://{place}", options=read_options(kind, {}), from_=self.outside)
+        return Relation(kind, tuple(one.to_json() for one in refs), options)
 
     def _connect(self) -> None:
         """Both as the operator names them."""
-        databases = {random_postgres.DATABASE: {"url": self._database}} if self._database else {}
+        databases = {_DATABASE: {"url": self._database}} if self._database else {}
         if self._server is not None:
             self._server.connections(self._folder, databases=databases)
         else:
@@ -227,7 +225,7 @@ class Space:
         """Copies of the files as a dataset of this name, until the block ends. They may be `more`, `fewer`, or in
         another `order`, where that leaves the columns as they are."""
         folder = self.folder / f"{name}-{change}-{random.getrandbits(64):016x}"
-        found = await self._world(random_sources.changed(world.files, folder, change), name)
+        found = await self._world(sources.changed(world.files, folder, change), name)
         try:
             if _shape(found) != _shape(world):
                 async with self.another(world, name) as same:
@@ -241,7 +239,7 @@ class Space:
     async def _made(self, number: int) -> World | None:
         folder = self.folder / str(number)
         folder.mkdir()
-        files = random_sources.write(number, folder, self._kind)
+        files = sources.write(number, folder, self._kind)
         if files.kind == "postgres" and postgres.binaries() is None:
             return None
         try:
@@ -284,11 +282,9 @@ class Space:
 
     async def renew(self, world: World, version: str, *, told: bool) -> None:
         """These are the rows of the dataset of that name from now on. `told`: here, not in another process."""
-
-        def work(tx: Transaction) -> None:
-            provider.renew(tx, world.name, version, world.relation, world.profile, told=told)
-
-        await self.running.store.write(work)
+        await self.running.store.write(
+            lambda tx: provider.renew(tx, world.name, version, world.relation, world.profile, told=told)
+        )
 
     async def end(self, agreement: str, *, told: bool) -> None:
         """Revoke an agreement, here or in another process."""
@@ -296,11 +292,13 @@ class Space:
         def work(tx: Transaction) -> None:
             row = tx.agreements.get_grant(agreement)
             assert row is not None
-            row.revoked_at, row.reason = tx.now, "enough"
+            row.revoked_at, row.reason = tx.now, REASON
             if told:
-                tx.publish(AgreementRevoked(actor="owner", agreement=agreement, reason="enough"))
+                tx.publish(AgreementRevoked(actor="owner", agreement=agreement, reason=REASON))
 
         await self.running.store.write(work)
+        if told:
+            self.running.grants.stop(agreement_id=agreement, reason=REASON)
 
     async def agree(self, world: World, found: Terms, consumer: str) -> str:
         """Sign an agreement; its id."""
@@ -322,8 +320,7 @@ def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
         rows = f"read_parquet({list(files.paths)}, hive_partitioning = {files.kind in ('hive', 's3')})"
     else:
         con.register("told", files.told)
-    place = random_reads.quoted(PLACE)
-    con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () - 1 AS {place}, * FROM {rows}")
+    con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () - 1 AS {quoted(PLACE)}, * FROM {rows}")
 
 
 @asynccontextmanager
