@@ -28,7 +28,7 @@ from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
-from tests.support.gate import atom, mask
+from tests.support.gate import atom
 from tests.support.grpc_client import connected
 from tests.support.provider import Provider, settled
 from tests.support.waiting import until
@@ -58,26 +58,6 @@ async def test_a_dataset_is_listed_described_and_read_with_its_end_record(
     await settled(running)
     ended = running.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
-
-
-async def test_policy_holds_whatever_is_asked(running: Provider, front: FlightServer) -> None:
-    policy = gate.agreement(
-        atom("ds:row/gap", "eq", "2"),
-        atom("ds:columnDeny", "isNoneOf", "x", "day", "tags"),
-        duties=[mask("null", "name")],
-        action="odrl:use",
-    )
-    ticket = running.ticket(await running.agree(policy))
-
-    def go() -> tuple[Any, pa.Table]:
-        with flyer(front, ticket) as client:
-            (listed,) = client.client.list_flights(options=client.options)
-            return listed, client.read(*PATH)[0]
-
-    listed, table = await asyncio.to_thread(go)
-    assert listed.schema.names == table.schema.names == ["id", "name", "gap"]
-    assert set(table["gap"].to_pylist()) == {2}
-    assert set(table["name"].to_pylist()) == {None}
 
 
 async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, front: FlightServer) -> None:
@@ -122,32 +102,6 @@ async def test_several_agreements_are_read_together(running: Provider, front: Fl
     assert [table["n"].to_pylist() for table in tables] == [[50], [50]]
 
 
-REFUSED = {
-    "a column that is not there": ({"sql": 'SELECT nope FROM "clinic".numbers'}, pa.ArrowInvalid, "column_unknown"),
-    "no dataset of ours": ({"sql": "SELECT * FROM secret"}, pa.ArrowInvalid, "dataset_unknown"),
-    "no SELECT": ({"sql": 'DELETE FROM "clinic".numbers'}, pa.ArrowInvalid, "statement_not_allowed"),
-    "an unknown field": ({"sql": "SELECT 1", "how": 1}, pa.ArrowInvalid, "envelope_invalid"),
-    "another agreement": ({"sql": "SELECT 1", "agreement": "urn:x"}, fl.FlightUnauthorizedError, "ticket_mismatch"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-async def test_refusals_come_with_their_code_and_no_trace_of_ours(
-    running: Provider, front: FlightServer, name: str
-) -> None:
-    envelope, kind, code = REFUSED[name]
-    ticket = running.ticket(await running.agree())
-
-    def go() -> None:
-        with flyer(front, ticket) as client:
-            client.info(**envelope)
-
-    with pytest.raises(kind) as caught:
-        await asyncio.to_thread(go)
-    assert code in str(caught.value)
-    assert ".py" not in str(caught.value)
-
-
 async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Provider, front: FlightServer) -> None:
     research, ads = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Advertising"
     policy = gate.agreement(atom("odrl:purpose", "eq", research), action="odrl:use")
@@ -162,51 +116,6 @@ async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Pr
         await asyncio.to_thread(go, ads)
     assert json.loads(caught.value.extra_info)["rule"].startswith("/permission/0")
     assert "[rule /permission/0" in str(caught.value)
-
-
-async def test_revocation_ends_a_stream_at_once_with_its_reason(running: Provider, front: FlightServer) -> None:
-    agreement = await running.agree()
-    begun: list[float] = []
-    loop = asyncio.get_running_loop()
-
-    def go() -> None:
-        with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
-            reader.read_chunk()
-            begun.append(clock())
-            loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
-            for _ in reader:
-                pass
-
-    async with beats() as clock:
-        with pytest.raises(fl.FlightUnauthorizedError, match="revoked: consent withdrawn") as caught:
-            await asyncio.to_thread(go)
-        assert clock() - begun[0] < 3  # by itself the statement goes on and on
-    told = json.loads(caught.value.extra_info)
-    assert (told["status"], told["code"], told["reason"]) == ("revoked", "revoked", "consent withdrawn")
-    assert told["rule"] == "/permission/0"
-    await settled(running)
-    ended = running.of_kind("ReadEnded")[-1]
-    assert ended.code == "revoked"
-    assert ended.detail == {name: told[name] for name in ("rows", "bytes", "batches", "digest")}, "the end record"
-
-
-async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
-    running: Provider, front: FlightServer
-) -> None:
-    agreement = await running.agree()
-
-    def go(seconds: float) -> None:
-        with flyer(front, running.ticket(agreement, seconds=seconds)) as client:
-            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
-            reader.read_chunk()
-            running.later(seconds)
-            whole(reader)
-
-    with pytest.raises(fl.FlightUnauthenticatedError, match="ticket_expired"):
-        await asyncio.to_thread(go, -1)
-    with pytest.raises(fl.FlightUnauthenticatedError, match="lease_expired"):
-        await asyncio.to_thread(go, 60)
 
 
 async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front: FlightServer) -> None:
@@ -316,32 +225,6 @@ async def test_the_record_of_a_read_that_is_ended_says_who_did_it(
     assert (ended.outcome, ended.code) == ("broken", how)
 
 
-async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider, front: FlightServer) -> None:
-    agreement = await running.agree()
-
-    def go() -> None:
-        with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
-            reader.read_chunk()
-            reader.cancel()
-
-    await asyncio.to_thread(go)
-    await settled(running)
-    ended = running.of_kind("ReadEnded")[-1]
-    assert (ended.outcome, ended.code) == ("broken", "client_gone")
-
-
-async def test_what_fails_before_the_first_row_is_broken_as_what_fails_after_it(
-    running: Provider, front: FlightServer
-) -> None:
-    agreement = await running.agree()
-    with flyer(front, running.ticket(agreement)) as client, pytest.raises(pa.ArrowInvalid, match="computation_failed"):
-        await asyncio.to_thread(client.read, sql="SELECT max(id * 9223372036854775807) AS n FROM clinic.numbers")
-    await settled(running)
-    ended = running.of_kind("ReadEnded")[-1]
-    assert (ended.outcome, ended.code) == ("broken", "computation_failed")
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def strict(running: Provider) -> AsyncIterator[FlightServer]:
     """One that waits for its clients a second."""
@@ -372,19 +255,6 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(
     assert "client_stalled" in said
     await settled(running)
     assert running.of_kind("ReadEnded")[-1].code == "client_stalled"
-
-
-async def test_clients_in_parallel_each_get_their_rows(running: Provider, front: FlightServer) -> None:
-    ticket = running.ticket(await running.agree())
-
-    def go(number: int) -> list[int]:
-        with flyer(front, ticket) as client:
-            return list(
-                client.read(sql=f'SELECT id FROM "clinic".numbers WHERE id % 4 = {number}')[0]["id"].to_pylist()
-            )
-
-    found = await asyncio.gather(*(asyncio.to_thread(go, number) for number in range(4)))
-    assert sorted(one for ids in found for one in ids) == list(range(data.ROWS))
 
 
 async def test_reads_at_once_of_one_consumer_are_bounded(
@@ -498,35 +368,6 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
             await asking
         await settled(leaving)
         assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
-
-
-ENDS = {
-    "worker_wanted": fl.FlightUnavailableError,
-    "busy": fl.FlightUnavailableError,
-    "memory_limit": fl.FlightInternalError,  # what Arrow's C++ makes of RESOURCE_EXHAUSTED
-    "computation_failed": fl.FlightInternalError,  # before the first batch it is INVALID_ARGUMENT, which has no record
-    "store_unreachable": fl.FlightInternalError,
-}
-
-
-@pytest.mark.parametrize("code", ENDS)
-async def test_a_read_that_ends_in_the_middle_is_what_it_were_before_its_first_batch(
-    running: Provider, front: FlightServer, code: str
-) -> None:
-    with flyer(front, running.ticket(await running.agree())) as client:
-        asking = asyncio.ensure_future(asyncio.to_thread(client.read, sql=ENDLESS))
-        async with asyncio.timeout(60):
-            while not any(one.batches for one in running.reads.live.values()):
-                await asyncio.sleep(0.01)
-        if code == "busy":
-            running.grants.stop_all("the connector cannot ask its database", code=code)
-        for worker in tuple(running.pool._busy) if code != "busy" else ():
-            worker.kill(code)
-        with pytest.raises(ENDS[code], match=rf"^{code}.*\(after [1-9]") as caught:
-            await asking
-        assert type(caught.value) is ENDS[code]
-        assert json.loads(caught.value.extra_info)["code"] == code
-    await settled(running)
 
 
 @pytest.mark.parametrize(

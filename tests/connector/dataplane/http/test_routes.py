@@ -6,8 +6,6 @@ import asyncio
 import base64
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -146,14 +144,6 @@ async def test_row_filter_columns_and_masks_of_the_policy_hold_whatever_is_asked
     async with client(running, ticket) as session:
         assert (await session.get(ROWS, params={"columns": "x"})).status_code == 400
         assert (await session.get(ROWS, params={"where": "x > 1"})).status_code == 400
-
-
-async def test_query_answers_sql_under_the_contract(running: Provider) -> None:
-    policy = gate.agreement(atom("ds:row/gap", "eq", "2"), action="odrl:use")
-    ticket = running.ticket(await running.agree(policy))
-    answer = await ask(running, ticket, 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap')
-    table, _ = parse(answer.content)
-    assert table.to_pylist() == [{"gap": 2, "n": data.table()["gap"].to_pylist().count(2)}]
 
 
 async def test_keys_of_the_consumer_can_be_joined(running: Provider) -> None:
@@ -367,24 +357,6 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
     assert (counted.agreement, counted.detail["codes"]) == (agreement, {"column_unknown": 9})
 
 
-async def test_revocation_ends_a_running_stream_with_its_reason(running: Provider) -> None:
-    agreement = await running.agree()
-    async with (
-        client(running, running.ticket(agreement)) as session,
-        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
-    ):
-        parts = answer.aiter_raw()
-        body = await anext(parts)
-        running.grants.stop(agreement_id=agreement, reason="the owner changed their mind")
-        body += b"".join([part async for part in parts])
-    table, end = parse(body)
-    assert (end["status"], end["reason"]) == ("revoked", "the owner changed their mind")
-    assert table.num_rows == end["rows"] < data.ROWS
-    await settled(running)
-    ended = running.of_kind("ReadEnded")[-1]
-    assert (ended.outcome, ended.code, ended.detail["rows"]) == ("refused", "revoked", end["rows"])
-
-
 # Who did it, whether this process hears of it or the database alone says so, and what reader and log are told
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "seen"])
 @pytest.mark.parametrize(
@@ -519,16 +491,6 @@ async def test_a_database_that_is_away_ends_reads_for_now_and_revokes_nothing(
     assert ends == [("broken", "busy")] * 2
 
 
-async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(running: Provider) -> None:
-    agreement = await running.agree()
-    async with client(running, running.ticket(agreement, seconds=-1)) as session:
-        answer = await session.get(ROWS)
-        assert (answer.status_code, answer.json()["code"]) == (401, "ticket_expired")
-    async with endless(running, running.ticket(agreement, seconds=_SOON)) as answer:
-        running.later(_SOON)
-        assert parse(await rest(answer))[1]["status"] == "lease_expired"
-
-
 async def test_what_gives_nothing_is_interrupted_when_its_ticket_ends(running: Provider) -> None:
     agreement = await running.agree()
     sql = 'SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x'
@@ -598,38 +560,6 @@ async def test_count_of_reads_is_held(running: Provider) -> None:
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(429, "count_spent")] * 2
 
 
-async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider) -> None:
-    agreement = await running.agree()
-    async with (
-        client(running, running.ticket(agreement)) as session,
-        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
-    ):
-        await anext(answer.aiter_raw())
-    await settled(running)
-    ended = running.of_kind("ReadEnded")[-1]
-    assert (ended.outcome, ended.code) == ("broken", "client_gone")
-    assert ended.detail["rows"] < data.ROWS
-    async with beats() as clock:
-        while running.pool._busy:
-            await asyncio.sleep(0.01)
-            assert clock() < 2
-
-
-async def test_a_worker_that_dies_gives_an_end_record_that_says_failed(running: Provider) -> None:
-    agreement = await running.agree()
-    async with (
-        client(running, running.ticket(agreement)) as session,
-        session.stream("GET", ROWS, params={"batch_rows": 256}) as answer,
-    ):
-        parts = answer.aiter_raw()
-        body = await anext(parts)
-        (worker,) = running.pool._busy
-        os.kill(worker.process.pid, signal.SIGKILL)
-        body += b"".join([part async for part in parts])
-    _, end = parse(body)
-    assert (end["status"], end["code"]) == ("error", "worker_crashed")
-
-
 async def test_aggregate_only_answers_hide_small_groups(running: Provider) -> None:
     policy = gate.agreement(
         atom("ds:minGroupSize", "gteq", "3000"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use"
@@ -678,16 +608,6 @@ async def test_an_answer_says_of_bins_what_a_condition_on_them_compares(running:
     assert note in end["policy"]
 
 
-async def test_two_agreements_join_in_one_query(running: Provider, tmp_path: Any) -> None:
-    first = await running.agree()
-    second = await running.agree(name="others", path=data.parquet(tmp_path / "others.parquet", 50))
-    sql = 'SELECT count(*) AS n FROM "clinic".numbers n JOIN "clinic".others o ON n.id = o.id'
-    answer = await ask(running, running.ticket(first), sql, tickets=[running.ticket(second)])
-    assert parse(answer.content)[0]["n"].to_pylist() == [50]
-    answer = await ask(running, running.ticket(first), sql)
-    assert answer.json()["code"] == "dataset_unknown"
-
-
 async def test_a_question_that_one_agreement_refuses_uses_nothing_of_the_other(
     running: Provider, tmp_path: Any
 ) -> None:
@@ -701,13 +621,6 @@ async def test_a_question_that_one_agreement_refuses_uses_nothing_of_the_other(
         answer = await ask(running, running.ticket(first), sql, tickets=[running.ticket(second)])
         assert (answer.status_code, answer.json()["code"]) == (429, "count_spent")
     assert (await ask(running, running.ticket(kept), alone[kept])).status_code == 200
-
-
-async def test_concurrent_streams_share_a_worker(running: Provider) -> None:
-    ticket = running.ticket(await running.agree())
-    answers = await asyncio.gather(*(read(running, ticket, columns="id") for _ in range(5)))
-    assert [table.num_rows for table, _ in answers] == [data.ROWS] * 5
-    assert running.pool.processes <= 2
 
 
 async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
