@@ -433,7 +433,7 @@ class Reads:
                 with self._running.hold(consumer):
                     yield _subtract_wait(asked, time.monotonic() - begun)
             finally:
-                self._turns.give_back(of=consumer)
+                self._turns.give_back(consumer)
 
     async def _take_turn(self, asked: ReadRequest) -> None:
         try:
@@ -470,7 +470,7 @@ class Reads:
             with self._lookers.hold(consumer):
                 yield until
         finally:
-            self._looks.give_back(of=consumer)
+            self._looks.give_back(consumer)
 
     async def _admit(self, asked: ReadRequest) -> list[ReadGrant]:
         """Return one grant per ticket, or raise (1). Nothing is counted yet."""

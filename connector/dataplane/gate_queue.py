@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from connector.infra.concurrency.turn_queue import TurnQueue
@@ -30,13 +31,13 @@ class GateQueue:
         """
         await self._turns.take(consumer)
         running = asyncio.ensure_future(asyncio.to_thread(work))
-        running.add_done_callback(self._on_done)
+        running.add_done_callback(partial(self._on_done, consumer))
         try:  # a cancelled caller leaves its thread running, and the place stays taken until that ends
             return await asyncio.shield(running)
         finally:
             del running  # its error refers to this frame, and would keep the request alive until garbage collection
 
-    def _on_done(self, running: asyncio.Future[_T]) -> None:
-        self._turns.give_back()
+    def _on_done(self, consumer: str, running: asyncio.Future[_T]) -> None:
+        self._turns.give_back(consumer)
         if not running.cancelled():
             running.exception()  # read the error: the caller may have left

@@ -63,8 +63,8 @@ class _NoTurn(Limited):
 class Coordinator:
     """Runs questions over several owners. `tables_for` and `ticket` look up this participant's consumer agreements.
 
-    At most `queries_max` questions run at once. Others wait in a round-robin queue keyed by asker, for at most
-    `queue_seconds` and within their own deadline.
+    At most `queries_max` questions run at once, at most three quarters of them for one asker. Others wait in a
+    round-robin queue keyed by asker, for at most `queue_seconds` and within their own deadline.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Coordinator:
         self._seconds = seconds
         self._queries_max = queries_max
         self._queue_seconds = queue_seconds
-        self._turns = TurnQueue(queries_max, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
+        share = max(1, queries_max - max(1, queries_max // 4))
+        self._turns = TurnQueue(queries_max, each=share, waiting=_WAITING_MAX, wait_seconds=queue_seconds)
         self._means = Means(
             pool=pool,
             remote=OwnerClient(net, pool, ticket),
@@ -144,7 +145,7 @@ class Coordinator:
             raise
         finally:
             self._explaining -= 1
-            self._turns.give_back()
+            self._turns.give_back(by)
 
     async def ask(self, question: Question, *, by: str) -> FederatedAnswer:
         """Plan the question, ask the owners and start merging. Errors up to the first byte are raised here."""
@@ -229,7 +230,7 @@ class Coordinator:
     async def _on_end(self, work: Work, outcome: str, error: BaseException | None) -> None:
         if work.progress.query_id in self._running:
             self._running.discard(work.progress.query_id)
-            self._turns.give_back()
+            self._turns.give_back(work.progress.by)
         await self._record(work.progress, work.plan, work.answers, outcome, error)
 
     async def _record(

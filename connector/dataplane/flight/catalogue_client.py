@@ -158,7 +158,7 @@ class _Child:
         the questions that wait.
         """
         await self._turns.take(consumer)
-        asking = asyncio.ensure_future(self._in_turn(question, parts))
+        asking = asyncio.ensure_future(self._in_turn(consumer, question, parts))
         self._asking.add(asking)
         asking.add_done_callback(self._answered)
         await asyncio.wait((asking,))
@@ -169,12 +169,12 @@ class _Child:
         if not asking.cancelled():
             asking.exception()  # its caller may have left
 
-    async def _in_turn(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+    async def _in_turn(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         try:
             async with self._used:
                 return await self._exchange(question, parts)
         finally:
-            self._turns.give_back()
+            self._turns.give_back(consumer)
 
     async def _exchange(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         channel = await self._ready()

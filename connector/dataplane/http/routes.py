@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
@@ -36,6 +37,7 @@ from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
 from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
+from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.usage.grants import Grants
 from policies.vocabulary import expand
 
@@ -65,7 +67,7 @@ class _BodyTurns:
     """Turns for large request bodies, few at once per consumer: unfinished bodies would fill memory."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._turns = FairSemaphore(sys.maxsize, each=_BODIES)
 
     @asynccontextmanager
     async def hold(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
@@ -73,10 +75,8 @@ class _BodyTurns:
         if exchange.is_small:
             yield await exchange.body()
             return
-        turn, users = self._turns.get(consumer) or (asyncio.Semaphore(_BODIES), 0)
-        self._turns[consumer] = turn, users + 1
         try:
-            async with asyncio.timeout(_BODY_SECONDS) as limit, turn:
+            async with asyncio.timeout(_BODY_SECONDS) as limit, self._turns.hold(consumer):
                 body = await exchange.body()
                 limit.reschedule(None)
                 yield body
@@ -85,10 +85,6 @@ class _BodyTurns:
                 f"expected a body within {_BODY_SECONDS:g} s, and at most {_BODIES} large ones at once; send it again",
                 code="body_late",
             ) from None
-        finally:
-            self._turns[consumer] = turn, self._turns[consumer][1] - 1
-            if not self._turns[consumer][1]:
-                del self._turns[consumer]
 
 
 class _DataRoutes:

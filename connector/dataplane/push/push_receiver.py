@@ -361,7 +361,7 @@ class PushReceiver:
         except HanseError as error:
             raise _translate_check_error(error, coming) from error
         finally:
-            self._checks.give_back()
+            self._checks.give_back(coming.transfer.counterparty)
 
     def _build_check_job(self, coming: IncomingPush) -> Job:
         seconds = _CHECK_SECONDS + coming.size / _CHECK_RATE

@@ -228,8 +228,9 @@ class Pool:
             try:
                 worker = await self._take_worker()
             except BaseException:
-                self._turns.give_back()
+                self._turns.give_back(job.consumer)
                 raise
+            worker.taken_by = job.consumer
         try:
             result, theirs = _open_result(worker, job)
         except OSError as error:  # no more descriptors, or memory to share
@@ -286,7 +287,7 @@ class Pool:
             worker.kill("worker_wanted")
             self._busy.discard(worker)
             self._background(self._bury(worker))  # its files on disk are not needed any more
-            self._turns.give_back(after_others=last.job.consumer)
+            self._turns.give_back(worker.taken_by, after_others=True)
 
     def _open_desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
         """Return the worker's end of the socket over which a job borrows blocks of objects; empty for a job without
@@ -395,7 +396,7 @@ class Pool:
         else:
             self._rest(worker)
         if has_place:
-            self._turns.give_back()
+            self._turns.give_back(worker.taken_by)
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:

@@ -67,6 +67,7 @@ class WorkerProcess:
     killed: str = ""  # the code that its jobs get
     ended: bool = False  # by us, and not by itself or the system
     doomed: bool = False  # a job of it did not end as it should: it takes no other, and ends with those that it has
+    taken_by: str = ""  # the consumer for whom it was taken
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job

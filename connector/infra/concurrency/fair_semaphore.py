@@ -18,15 +18,15 @@ class _Waiting:
 
 
 class FairSemaphore:
-    """`size` places; a key has at most `each` of them at once.
+    """`size` places; a key has at most `each` of them at once (None: all).
 
     Each key has a FIFO of its own, and a free place goes to the first in the next key's FIFO. The FIFOs have no limit:
     callers check `waiting` first. A caller with two keys waits in the FIFO of the first key; that key has at most
     `first` places at once.
     """
 
-    def __init__(self, size: int, *, each: int, first: int | None = None) -> None:
-        self._free = size
+    def __init__(self, size: int, *, each: int | None, first: int | None = None) -> None:
+        self.free = size
         self._each = each
         self._first = each if first is None else first
         self._held: Counter[str] = Counter()
@@ -35,6 +35,19 @@ class FairSemaphore:
     def waiting(self, key: str) -> int:
         """The number of callers that wait under a key."""
         return self._lines.waiting(key)
+
+    @property
+    def all_waiting(self) -> int:
+        """The number of callers that wait under any key."""
+        return len(self._lines)
+
+    def is_free_for(self, key: str) -> bool:
+        """Whether `take` would not wait. Callers that wait while a place is free hold all that they may."""
+        return self.free > 0 and _is_below(self._held[key], self._each)
+
+    def move_to_end(self, key: str) -> None:
+        """Let all other keys have their turn before this one."""
+        self._lines.move_to_end(key)
 
     @asynccontextmanager
     async def hold(self, key: str, *also: str) -> AsyncIterator[None]:
@@ -62,7 +75,7 @@ class FairSemaphore:
 
     def give_back(self, *keys: str) -> None:
         """Free a place that `take` got under these keys."""
-        self._free += 1
+        self.free += 1
         for key in keys:
             self._held[key] -= 1
             if not self._held[key]:
@@ -71,14 +84,18 @@ class FairSemaphore:
 
     def _fill(self) -> None:
         """Assign free places to waiting callers, in turn."""
-        while self._free and (waiting := self._lines.pop_next(self._may_enter)) is not None:
+        while self.free and (waiting := self._lines.pop_next(self._may_enter)) is not None:
             place = waiting[1]
             if not place.turn.done():
-                self._free -= 1
+                self.free -= 1
                 self._held.update(place.keys)
                 place.turn.set_result(None)
 
     def _may_enter(self, key: str, place: _Waiting) -> bool:
         also = place.keys[1:]
         most = self._first if also else self._each
-        return self._held[key] < most and all(self._held[other] < self._each for other in also)
+        return _is_below(self._held[key], most) and all(_is_below(self._held[other], self._each) for other in also)
+
+
+def _is_below(held: int, most: int | None) -> bool:
+    return most is None or held < most

@@ -140,7 +140,7 @@ async def test_who_waits_for_his_turn_is_told_nothing_of_what_ends_meanwhile(
         while not turns.waiting:
             await asyncio.sleep(0.01)
     await running.revoke(agreement, "no longer")
-    turns.give_back()
+    turns.give_back("somebody else")
     answer = await plan
     assert (answer.status_code, answer.json()["code"]) == (403, "agreement_ended")
 

@@ -47,10 +47,10 @@ async def test_a_read_waits_for_a_place_and_gives_it_back(running: Provider, mon
     reading = asyncio.ensure_future(rows(running, await asked(running)))
     await until(lambda: turns.waiting == 1)
     assert len(running.reads._running) == 0
-    turns.give_back(of=OTHER)
+    turns.give_back(OTHER)
     assert await reading == 1
     await settled(running)
-    assert (turns._free, turns._held) == (1, {})
+    assert (turns.places.free, turns.places._held) == (1, {})
 
 
 async def test_a_read_whose_line_is_full_is_refused_recorded_and_told_when_to_come_back(
@@ -100,11 +100,12 @@ async def test_a_reader_that_leaves_while_it_waits_waits_no_more(
 async def test_a_read_that_waited_until_the_connector_stops_does_not_begin(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = limit(running, monkeypatch, places=0, waiting=2)
+    turns = limit(running, monkeypatch, places=1, waiting=2)
+    await turns.take(OTHER)
     reading = asyncio.ensure_future(rows(running, await asked(running)))
     await until(lambda: turns.waiting == 1)
     monkeypatch.setattr(running.reads, "draining", "the connector stops")
-    turns.give_back()
+    turns.give_back(OTHER)
     with pytest.raises(Busy) as stopping:
         await reading
-    assert (stopping.value.code, turns._free) == ("shutting_down", 1)
+    assert (stopping.value.code, turns.places.free) == ("shutting_down", 1)

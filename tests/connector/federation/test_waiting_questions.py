@@ -17,12 +17,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SQL = 'SELECT count(*) AS n FROM "all".patients'
 RUNNING_MAX = 8
+SHARE = 6  # of one asker
 
 
 async def fill(asked: Asked) -> None:
-    """Take every place, as questions that run do."""
-    for _ in range(RUNNING_MAX):
-        await asked.coordinator._turns.take("holder")
+    """Take every place, as questions of two askers that run do."""
+    for by in ["holder"] * SHARE + ["other"] * (RUNNING_MAX - SHARE):
+        await asked.coordinator._turns.take(by)
 
 
 def waiting(asked: Asked) -> int:
@@ -43,10 +44,10 @@ async def test_a_question_waits_for_a_place_and_is_answered(asked: Asked, monkey
     assert known is not None
     assert (known.state, asked.coordinator.recent()) == ("waiting", [known])
     assert not any(owner.asked for owner in asked.owners.of.values())
-    asked.coordinator._turns.give_back()
+    asked.coordinator._turns.give_back("holder")
     rows, end = await asking
     assert (rows, end["status"], known.state) == ([{"n": 153}], "complete", "complete")
-    assert asked.coordinator._turns._free == 1  # it gave its place back
+    assert asked.coordinator._turns.places.free == 1  # it gave its place back
 
 
 async def test_a_plan_waits_for_a_place_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +55,9 @@ async def test_a_plan_waits_for_a_place_too(asked: Asked, monkeypatch: pytest.Mo
     await fill(asked)
     planning = asyncio.ensure_future(asked.coordinator.plan(Question(sql=SQL), by="tests"))
     await until(lambda: waiting(asked) == 1)
-    asked.coordinator._turns.give_back()
+    asked.coordinator._turns.give_back("holder")
     assert len((await planning).fragments) == 3
-    assert asked.coordinator._turns._free == 1
+    assert asked.coordinator._turns.places.free == 1
 
 
 @pytest.mark.parametrize(("line", "why"), [(0, "too many questions wait"), (8, "questions before it take long")])
@@ -90,7 +91,7 @@ async def test_an_id_that_was_refused_may_be_used_again_and_one_that_waits_may_n
     await until(lambda: waiting(asked) == 1)
     with pytest.raises(Exception, match="choose another"):
         await asked.rows(SQL, query_id="c" * 16)
-    asked.coordinator._turns.give_back()
+    asked.coordinator._turns.give_back("holder")
     assert (await asking)[1]["status"] == "complete"
 
 
@@ -109,9 +110,26 @@ async def test_one_question_of_another_asker_is_next_however_many_one_asker_has(
     await until(lambda: waiting(asked) == 10)
     modest = asyncio.ensure_future(plan("modest"))
     await until(lambda: waiting(asked) == 11)
-    asked.coordinator._turns.give_back()
+    asked.coordinator._turns.give_back("holder")
     await asyncio.gather(*greedy, modest)
     assert order.index("modest") <= 1
+
+
+async def test_one_asker_leaves_places_to_others_however_long_its_questions_run(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked.coordinator, "_queue_seconds", 60.0)
+    holding = [asyncio.ensure_future(asked.coordinator._turns.take("greedy")) for _ in range(RUNNING_MAX)]
+    await until(lambda: waiting(asked) == RUNNING_MAX - SHARE)
+    plan = await asked.coordinator.plan(Question(sql=SQL), by="modest")  # at once, past those that wait
+    assert len(plan.fragments) == 3
+    assert waiting(asked) == RUNNING_MAX - SHARE
+    for one in holding[SHARE:]:
+        one.cancel()
+    await asyncio.wait(holding)
+    for _ in range(SHARE):
+        asked.coordinator._turns.give_back("greedy")
+    assert asked.coordinator._turns.places.free == RUNNING_MAX
 
 
 async def test_one_asker_leaves_half_of_the_line_to_others(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +162,7 @@ async def test_a_client_that_leaves_gives_up_its_place_in_the_line(
         await asking
     assert (waiting(asked), asked.coordinator.recent()) == (0, [])
     assert [(event.outcome, event.code) for event in asked.recorded] == [("broken", "cancelled")]
-    asked.coordinator._turns.give_back()
+    asked.coordinator._turns.give_back("holder")
     assert (await asked.rows(SQL))[1]["status"] == "complete"
 
 

@@ -50,7 +50,7 @@ async def all_taken(running: Provider, monkeypatch: pytest.MonkeyPatch) -> Async
         yield waited
     finally:
         for _ in range(2):
-            turns.give_back()
+            turns.give_back("others")
 
 
 def adbc(work: Callable[[Any], object]) -> Callable[[FlightServer, str], object]:

@@ -63,7 +63,7 @@ async def test_of_one_consumer_two_large_bodies_are_on_their_way(
         ticket, other = running.ticket(agreement), running.ticket(await running.agree())
         stalled = [await begun(running, ticket) for _ in range(2)]
         async with asyncio.timeout(60):
-            while sum(users for one in made for _, users in one._turns.values()) < 2:
+            while sum(one._turns._held.total() for one in made) < 2:
                 await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
             await send(running, ticket, seconds=1)

@@ -761,7 +761,7 @@ async def test_what_a_worker_had_on_disk_goes_as_it_is_asked_back_whoever_still_
             await until(lambda: not last._worker.folder.exists())
             assert not last.ended
         await until(lambda: len(small._tasks) == 1)  # all is cleaned up: one looks for workers that nobody needs
-        assert small._turns._free == 2  # a place is given back once
+        assert small._turns.places.free == 2  # a place is given back once
 
 
 async def test_an_answer_whose_privacy_is_paid_for_is_not_ended_for_others(

@@ -18,8 +18,8 @@ async def test_one_consumer_takes_no_more_than_half_of_the_line() -> None:
     with pytest.raises(Busy) as raised:
         await greedy[2]
     assert raised.value.code == "queue_full"
-    for _ in range(3):
-        turns.give_back()
+    for holder in ("greedy", "greedy", "other"):
+        turns.give_back(holder)
     await asyncio.gather(*greedy[:2], other)
 
 
@@ -30,15 +30,15 @@ async def test_one_consumer_has_no_more_places_than_each_may() -> None:
     await asyncio.sleep(0)
     async with asyncio.timeout(60):
         await turns.take("other")  # at once, past those who have as many as they may
-    turns.give_back(of="other")
+    turns.give_back("other")
     await asyncio.sleep(0)
     assert not any(one.done() for one in greedy)
-    turns.give_back(of="greedy")
+    turns.give_back("greedy")
     await greedy[0]
     greedy[1].cancel()
     await asyncio.wait(greedy)
-    turns.give_back(of="greedy")
-    assert (turns.waiting, turns._held, turns._free) == (0, {}, 2)
+    turns.give_back("greedy")
+    assert (turns.waiting, turns.places._held, turns.places.free) == (0, {}, 2)
 
 
 async def test_who_has_waited_before_waits_for_what_is_left_and_hears_what_was_missing() -> None:
