@@ -9,11 +9,14 @@ met is counted, and the exit status is 0 if nothing was found and few of the cas
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import structlog
 
 from tests.oracles import federated, name_worlds, secrets, streams, versions
 from tests.oracles.outcome import Outcome
@@ -42,6 +45,7 @@ _EACH = 1000  # seeds until it is told how far it is
 def main(arguments: list[str]) -> int:
     """Run the cases, and say what became of them; the exit status."""
     asked = _parser().parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # warnings are expected
     family, begun = FAMILIES[asked.family], time.monotonic()
     options: dict[str, Any] = {name: value for name in family.options if (value := getattr(asked, name))}
     outcome = Outcome(tell=lambda what: print(what, flush=True))

@@ -9,13 +9,11 @@ files have many.
 
 from __future__ import annotations
 
-import logging
 import random
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import structlog
 import uvloop
 
 from tests.oracles.outcome import Outcome
@@ -57,7 +55,6 @@ def run(seeds: Iterable[int], outcome: Outcome, *, kind: str = "", files: str = 
 
 def run_kinds(seeds: Iterable[tuple[int, str]], outcome: Outcome, *, files: str = "") -> None:
     """Carry out these seeds, each with its kind of case."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     uvloop.run(_run(seeds, outcome, files))
 
 
