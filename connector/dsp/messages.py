@@ -7,7 +7,7 @@ ignored. `to_wire()` writes the one form that the published schemas accept and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +22,8 @@ _REASONS_MAX = 20
 _PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters of all of it
 _ENDPOINT_MAX = 8_000  # characters: as much as servers take; signed ones of stores have tokens of thousands
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
+EDC = "https://w3id.org/edc/v0.0.1/ns/"  # the prefix of Eclipse EDC's property names, which it may leave out
+_ENDPOINT_NAMES = ("endpoint", "baseUrl")  # properties in which EDC states the endpoint
 
 # Field to term; the terms are the context's, and all but these two kinds are texts.
 _WIRE = {
@@ -297,18 +299,31 @@ def _read_reasons(raw: Any) -> tuple[str, ...]:
 
 
 def _read_address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
-    properties = []
+    """Read an address. EDC writes no member `endpoint`: its endpoint is a property."""
+    properties = _read_properties(value)
+    kind = _read_text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
+    endpoint = jsonld.single(value.get("endpoint", ""))
+    stated = (endpoint, *(dict(properties).get(name) for name in _ENDPOINT_NAMES))
+    return DataAddress(
+        endpoint_type=jsonld.absolute(kind, prefixes),
+        endpoint=next((each for each in stated if isinstance(each, str) and each), ""),
+        properties=properties,
+    )
+
+
+def _read_properties(value: Json) -> tuple[tuple[str, str], ...]:
+    """The properties of an address with bare names. A name that also comes with EDC's prefix keeps its bare value."""
+    found = []
     for entry in jsonld.listed(value.get("endpointProperties")):
         node = _read_object(entry, "endpointProperties")
         name, content = jsonld.single(node.get("name")), jsonld.single(node.get("value"))
-        properties.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
-    kind = _read_text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
-    endpoint = jsonld.single(value.get("endpoint", ""))
-    return DataAddress(
-        endpoint_type=jsonld.absolute(kind, prefixes),
-        endpoint=endpoint if isinstance(endpoint, str) else "",
-        properties=tuple(properties),
-    )
+        found.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
+    bare = {name for name, _ in found}
+    return tuple((name.removeprefix(EDC), text) for name, text in found if not _is_again(name, bare))
+
+
+def _is_again(name: str, bare: Set[str]) -> bool:
+    return name.startswith(EDC) and name.removeprefix(EDC) in bare
 
 
 def check_data_address(address: DataAddress) -> DataAddress:

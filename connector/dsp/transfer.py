@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from connector.dataplane.push.target import Target
 from connector.datasets import stored_policies
 from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
@@ -46,7 +47,7 @@ from connector.errors import (
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
-from connector.infra.net.http_client import fits_header, origin
+from connector.infra.net.http_client import origin
 from connector.outbox.sender import DeliveryOutcome, DeliveryResult
 from connector.store import Transaction
 from connector.store.queries.agreements import count_today
@@ -277,8 +278,10 @@ class TransferService:
             return
         if message.data_address is None or not message.data_address.endpoint:
             raise MessageInvalid(f"expected a dataAddress with an endpoint for the format {message.format}, got none")
-        if not fits_header(message.data_address.get("authorization")):
-            raise MessageInvalid("expected an authorization of printable ASCII, which a header can carry, got another")
+        try:
+            Target.of(message.data_address.endpoint, dict(message.data_address.properties))
+        except BadInput as error:
+            raise MessageInvalid(f"dataAddress: {error}") from None
 
     # Automatic answers.
 

@@ -133,6 +133,8 @@ BAD: dict[str, Json] = {
     "a purpose that no read can declare": {"odrl:purpose": "a\x1b[2J"},
     "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
     "an authorization of two headers": pushed(authorization="a\r\nX-Other: y"),
+    "a sink of EDC with a header that is not its own": pushed("", baseUrl=SINK.endpoint, authKey="Host", authCode="x"),
+    "a sink of EDC with another method": pushed("", baseUrl=SINK.endpoint, method="DELETE"),
     "more properties than anybody reads": pushed(**{f"p{index}": "x" for index in range(51)}),
     "more of an address than is kept": pushed(note="x" * 2**14),
     "an endpoint without end": {"dataAddress": {"endpointType": "t", "endpoint": f"https://203.0.113.2/{'x' * 8_000}"}},
@@ -147,6 +149,21 @@ async def test_a_request_that_is_wrong_is_refused_and_leaves_nothing(tmp_path: P
         before = await snapshot(two.north)
         assert (await peer.post("/transfers/request", asking(peer, agreement_id, **change))).status == 400
         assert await snapshot(two.north) == before
+
+
+async def test_a_push_goes_to_a_sink_in_the_names_of_edc(tmp_path: Path) -> None:
+    prefix = "https://w3id.org/edc/v0.0.1/ns/"
+    named = {f"{prefix}baseUrl": SINK.endpoint, f"{prefix}authKey": "Authorization", f"{prefix}authCode": "token"}
+    properties = [{"@type": "EndpointProperty", "name": name, "value": value} for name, value in named.items()]
+    sink = {"@type": "DataAddress", "endpointType": "HttpData", "endpointProperties": properties}
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        asked = asking(peer, agreement_id, format="HttpData-PUSH", dataAddress=sink)
+        reply = await peer.post("/transfers/request", asked)
+        assert reply.status == 201, reply.body
+        row = await two.north.transfer(json.loads(reply.body)["providerPid"])
+        assert (row.data_address["endpoint"], row.data_address["endpointType"]) == (SINK.endpoint, "HttpData")
 
 
 TOLD: dict[str, tuple[str, str]] = {
