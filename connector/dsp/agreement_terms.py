@@ -35,8 +35,9 @@ from policies.vocabulary import Phase, ds, operand
 
 TIME_ENDED = "the time that was agreed has ended"
 REPLACED = "never concluded; replaced by another one"
+REFUSED = "never concluded; its consumer refused it"
 # Reasons for an agreement's end that are no revocation. They are stored with agreements, so their wording stays.
-LAPSED = frozenset({TIME_ENDED, REPLACED})
+LAPSED = frozenset({TIME_ENDED, REPLACED, REFUSED})
 _OFFER_MAX = 64 * 2**10  # characters of another party's offer, which is stored as long as its negotiation
 _SHORT = 4 * 2**10  # characters
 _EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2000, 9999))
