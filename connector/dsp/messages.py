@@ -23,6 +23,7 @@ _PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters 
 _ENDPOINT_MAX = 8_000  # characters: as much as servers take; signed ones of stores have tokens of thousands
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
 EDC = "https://w3id.org/edc/v0.0.1/ns/"  # the prefix of Eclipse EDC's property names, which it may leave out
+_EDC_CONTEXT = "https://w3id.org/edc/dspace/v0.0.1"
 _ENDPOINT_NAMES = ("endpoint", "baseUrl")  # properties in which EDC states the endpoint
 
 # Field to term; the terms are the context's, and all but these two kinds are texts.
@@ -168,7 +169,10 @@ class ContractNegotiationError(MessageWithReason):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequestMessage(Message):
-    """A request for a transfer. `data_address`: for push formats only. `purpose`: the one declared purpose, if any."""
+    """A request for a transfer. `data_address`: for push formats only. `purpose`: the one declared purpose, if any.
+
+    `from_edc`: the message has EDC's context. EDC cannot declare a purpose.
+    """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "agreement_id", "format", "callback_address")
     consumer_pid: str = ""
@@ -177,6 +181,13 @@ class TransferRequestMessage(Message):
     data_address: DataAddress | None = None
     callback_address: str = ""
     purpose: str = ""
+    from_edc: bool = False
+
+    def to_wire(self) -> Json:
+        # `super()` without arguments does not work in a dataclass with slots.
+        wire = Message.to_wire(self)
+        del wire["from_edc"]
+        return wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +258,8 @@ def read_document(document: Any, *expected: type[M]) -> M:
     if _PURPOSE in members:
         members["odrl:purpose"] = members[_PURPOSE]
     values = {entry.name: _read_field(entry.name, members, prefixes) for entry in fields(kind)}
+    if kind is TransferRequestMessage:
+        values["from_edc"] = _EDC_CONTEXT in jsonld.listed(node.get("@context"))
     message = kind(**{name: value for name, value in values.items() if value is not None})
     for name in kind.REQUIRED:
         if not getattr(message, name):
