@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from connector import VERSION, console
 from connector.console.page import HEADERS
 from connector.dataplane import contract_routes
+from connector.dataplane.foreign_fetch import ForeignFetches
 from connector.dataplane.http import routes as data_http
 from connector.dataplane.http.request_context import BODY_MAX
 from connector.dataplane.push import routes as push_routes
@@ -121,7 +122,13 @@ def management_app(parts: Services) -> FastAPI:
         ),
         audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens),
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
-        transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
+        transfers.router(
+            transfers=parts.transfers,
+            receiving=parts.receiving,
+            fetches=ForeignFetches(parts.store, parts.net, most=settings.fetch_mb * 2**20),
+            store=parts.store,
+            tokens=tokens,
+        ),
         reads_api.router(parts.store, tokens),
         receipts.router(ReceiptLog(parts.store, participant=parts.participant), tokens),
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),

@@ -165,6 +165,11 @@ class DataReceived(Event):
     """Data pushed to us was checked and stored. `detail`: rows, bytes, batches, whole, digest."""
 
 
+class DataFetched(Event):
+    """The end of a fetch from the endpoint of another kind of connector. `detail`: from, media, bytes, digest of a
+    complete one. Outcome: ok, or broken (also if the reader left)."""
+
+
 class DataRefused(Event):
     """A push to us was refused; nothing of it is stored. `detail`: bytes received."""
 

@@ -17,8 +17,9 @@ from connector.dataplane.data_address import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.flight_queries import FlightQueries
 from connector.dataplane.flight.listener import FlightServer, ListenOptions
 from connector.dataplane.push.push_receiver import PushReceiver, ReceiveLimits
-from connector.dataplane.push.push_sender import Target, push
+from connector.dataplane.push.push_sender import push
 from connector.dataplane.push.received_files import make_arrival_folder
+from connector.dataplane.push.target import Target
 from connector.datasets.external import Outside
 from connector.datasets.registry import Registry, ReportProgress
 from connector.dsp import process, process_limits

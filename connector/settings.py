@@ -226,6 +226,9 @@ class Settings(BaseSettings):
         description="Disk space in data_dir for data pushed to us, over all transfers, in MB; 0: pushes are refused.",
     )
     received_each_mb: int = Field(10_240, ge=1, description="Largest push to us, in MB; the refusal names this limit.")
+    fetch_mb: int = Field(
+        10_240, ge=1, description="Largest fetch from an owner with another kind of connector (`hanse fetch`), in MB."
+    )
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
     queue_seconds: float = Field(
         5.0,

@@ -184,6 +184,21 @@ class Space:
         )
         return Stream(_retry_queued(lambda: http_stream.open_stream(request), patience))
 
+    def fetch(self, transfer_id: str) -> Iterator[bytes]:
+        """Yield the data under a started transfer from an owner with another kind of connector, as its endpoint sends
+        it. The reader's own connector calls the endpoint. Data of Hanse owners is read with `Dataset.stream`.
+
+        Raises:
+            HanseError: BadInput for a Hanse owner (`use_stream`) and beyond the connector's limit; Unreachable
+            where the data ends early.
+
+        Example:
+            with open("rows.csv", "wb") as file:
+                file.writelines(space.fetch(dataset.transfer_id))
+        """
+        for block, _ in self.api.blocks(f"/transfers/{quote_segment(transfer_id)}/data"):
+            yield block
+
     def progress(self, query_id: str) -> dict[str, Any]:
         """Return the state of a running or recent query, the owners that answered, and those that are pending.
 

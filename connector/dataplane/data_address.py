@@ -21,6 +21,7 @@ from connector.usage.grants import Grants, describe_state, is_started
 from policies.vocabulary import expand
 
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
+HTTP_DATA = "HttpData"  # EDC's type of an HTTP address to which data is pushed
 FLIGHT_TYPE = "https://w3id.org/hanse/endpoint/ArrowFlight"
 FLIGHT_FORMAT = "ArrowFlight-PULL"
 PATH = "/data/v1"
@@ -80,12 +81,14 @@ class Addresses:
             "agreement": transfer.agreement_id,
         }
         over_flight = bool(self.flight) and transfer.format == FLIGHT_FORMAT
+        endpoint = self.flight if over_flight else self._endpoint
+        properties["endpoint"] = endpoint  # EDC reads it here only
         if self.flight:
             properties |= {"http": self._endpoint} if over_flight else {"flight": self.flight}
         return {
             "@type": "DataAddress",
             "endpointType": FLIGHT_TYPE if over_flight else ENDPOINT_TYPE,
-            "endpoint": self.flight if over_flight else self._endpoint,
+            "endpoint": endpoint,
             "endpointProperties": [
                 {"@type": "EndpointProperty", "name": name, "value": value} for name, value in properties.items()
             ],

@@ -31,12 +31,13 @@ from policies.model import Kind, Policy
 from policies.odrl import reader, strictjson
 from policies.odrl.assignee import restrict_to_party
 from policies.review import unknown_terms
-from policies.vocabulary import Phase, ds, operand
+from policies.vocabulary import Phase, ds, expand, operand
 
 TIME_ENDED = "the time that was agreed has ended"
 REPLACED = "never concluded; replaced by another one"
+REFUSED = "never concluded; its consumer refused it"
 # Reasons for an agreement's end that are no revocation. They are stored with agreements, so their wording stays.
-LAPSED = frozenset({TIME_ENDED, REPLACED})
+LAPSED = frozenset({TIME_ENDED, REPLACED, REFUSED})
 _OFFER_MAX = 64 * 2**10  # characters of another party's offer, which is stored as long as its negotiation
 _SHORT = 4 * 2**10  # characters
 _EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2000, 9999))
@@ -274,6 +275,18 @@ def _refuse_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -
     if declared.permitted or declared.lacking or not any(PURPOSE in missing for missing in undeclared.lacking):
         return None
     return replace(declared, reasons=tuple(why for why in declared.reasons if why not in undeclared.reasons))
+
+
+_IS = frozenset({"eq", "isA", "isAnyOf", "isPartOf"})
+
+
+def only_purpose(policy: Policy) -> str:
+    """The purpose for which a policy permits use, where all its purpose constraints name the same one; else empty."""
+    rules = [(f"/permission/{index}", rule.constraints) for index, rule in enumerate(policy.permissions)]
+    atoms = [atom for path, members in rules for _, atom in unknown_terms.walk_atoms(members, path)]
+    stated = [atom for atom in atoms if atom.left == expand(PURPOSE)]
+    named = {value.text for atom in stated for value in atom.right}
+    return named.pop() if len(named) == 1 and all(atom.operator in _IS for atom in stated) else ""
 
 
 def agreement_wire(policy: Policy) -> Json:

@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from connector.dsp import agreement_terms, jsonld
 from connector.dsp.jsonld import CONTEXT, Json
@@ -37,6 +37,7 @@ _COLUMNS_BYTES = 64 * 2**10  # of one dataset on a page: a catalogue reads 8 MiB
 _ALONE_BYTES = 4 * 2**20  # of a dataset in its own answer, which may have 8 MiB
 _LOOK_AT_MAX = 1_000  # datasets that one request reads, so that hidden datasets cannot make it slow
 _POLICIES_MAX = 2_048
+_ID_IS = (("id", "="), ("@id", "="), ("https://w3id.org/edc/v0.0.1/ns/id", "="))
 _QUERY_FIELDS = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
 
 
@@ -79,13 +80,15 @@ class Catalog:
         Raises:
             MessageInvalid: the filter is not supported, or the cursor cannot be read.
         """
-        offset, limit = _read_query_spec(request.filter)
+        spec = _read_query_spec(request.filter)
         start, backwards = _decode_cursor(after or before), bool(before) and not after
-        skip = 0 if start else offset  # a cursor wins over the offset of the repeated filter
+        skip = 0 if start else spec.offset  # a cursor wins over the offset of the repeated filter
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> tuple[list[VisibleDataset], str]:
-            return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=limit)
+            if spec.dataset:
+                return self._find_visible(tx, spec.dataset, facts)[skip:], ""
+            return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=spec.limit)
 
         found, reached = await self._store.read(work)
         counted = bool(request.filter)  # the reader counts datasets, and continues after as many as it requested
@@ -105,8 +108,7 @@ class Catalog:
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> list[VisibleDataset]:
-            row = tx.datasets.find(dataset_id)
-            return self._select_visible(tx, [row], facts, {}) if row is not None and row.id == dataset_id else []
+            return self._find_visible(tx, dataset_id, facts)
 
         found = await self._store.read(work)
         if not found:
@@ -116,6 +118,11 @@ class Catalog:
             found[0].version.schema, values=_VALUES_MAX - jsonld.count_values(entry), most_bytes=_ALONE_BYTES
         )
         return {"@context": [CONTEXT], **entry, **columns}
+
+    def _find_visible(self, tx: Transaction, dataset_id: str, facts: Facts) -> list[VisibleDataset]:
+        """The dataset with this id; nothing where there is none, or it is hidden from this party."""
+        row = tx.datasets.find(dataset_id)
+        return self._select_visible(tx, [row], facts, {}) if row is not None and row.id == dataset_id else []
 
     def _collect(
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
@@ -263,18 +270,55 @@ def _decode_cursor(text: str) -> str:
         raise MessageInvalid("expected a page address from a Link header, got another; read the first page") from error
 
 
-def _read_query_spec(filters: tuple[Any, ...]) -> tuple[int, int]:
-    """Offset and limit of the only supported filter, EDC's QuerySpec without a filter expression."""
-    offset, limit = 0, PAGE
+class _QuerySpec(NamedTuple):
+    """EDC's QuerySpec. `dataset`: the id that the datasets must have, empty for all."""
+
+    offset: int = 0
+    limit: int = PAGE
+    dataset: str = ""
+
+
+def _read_query_spec(filters: tuple[Any, ...]) -> _QuerySpec:
+    """The only supported filter: EDC's QuerySpec with offset, limit, and equality on the dataset's id.
+
+    Raises:
+        MessageInvalid: it has another expression or an order; DSP 2025-1, section 6, wants a refusal.
+    """
+    found = _QuerySpec()
     for entry in filters:
         if not isinstance(entry, Mapping):
             raise MessageInvalid("filters are not supported here; ask without one, and search the catalogue service")
         spec = {_local_name(key): value for key, value in entry.items() if not key.startswith("@")}
         unknown = sorted(key for key, value in spec.items() if key not in _QUERY_FIELDS and value not in (None, [], ""))
-        if unknown or spec.get("filterExpression") not in (None, []) or spec.get("sortField") not in (None, ""):
-            raise MessageInvalid(f"filters are not supported here ({', '.join(unknown) or 'filterExpression'})")
-        offset, limit = _read_count(spec.get("offset"), offset), _read_count(spec.get("limit"), limit)
-    return min(offset, 10_000), max(1, min(limit, PAGE))
+        if unknown or spec.get("sortField") not in (None, ""):
+            raise MessageInvalid(f"filters are not supported here ({', '.join(unknown) or 'sortField'})")
+        found = _QuerySpec(
+            _read_count(spec.get("offset"), found.offset),
+            _read_count(spec.get("limit"), found.limit),
+            _read_expressions(spec.get("filterExpression"), found.dataset),
+        )
+    return found._replace(offset=min(found.offset, 10_000), limit=max(1, min(found.limit, PAGE)))
+
+
+def _read_expressions(expressions: Any, earlier: str) -> str:
+    """The dataset id that all criteria of a filter name."""
+    for each in jsonld.listed(expressions):
+        if not isinstance(each, Mapping):
+            raise _filter_error()
+        criterion = {_local_name(key): jsonld.single(jsonld.unwrap(value, {})) for key, value in each.items()}
+        wanted = criterion.get("operandRight")
+        asked = (criterion.get("operandLeft"), criterion.get("operator"))
+        if asked not in _ID_IS or not isinstance(wanted, str) or not wanted or earlier not in ("", wanted):
+            raise _filter_error()
+        earlier = wanted
+    return earlier
+
+
+def _filter_error() -> MessageInvalid:
+    return MessageInvalid(
+        "expected a filterExpression with `id = <dataset id>` alone, got another; ask without it, and search the "
+        "catalogue service"
+    )
 
 
 def _local_name(key: str) -> str:

@@ -7,7 +7,7 @@ ignored. `to_wire()` writes the one form that the published schemas accept and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +22,9 @@ _REASONS_MAX = 20
 _PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters of all of it
 _ENDPOINT_MAX = 8_000  # characters: as much as servers take; signed ones of stores have tokens of thousands
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
+EDC = "https://w3id.org/edc/v0.0.1/ns/"  # the prefix of Eclipse EDC's property names, which it may leave out
+_EDC_CONTEXT = "https://w3id.org/edc/dspace/v0.0.1"
+_ENDPOINT_NAMES = ("endpoint", "baseUrl")  # properties in which EDC states the endpoint
 
 # Field to term; the terms are the context's, and all but these two kinds are texts.
 _WIRE = {
@@ -166,7 +169,10 @@ class ContractNegotiationError(MessageWithReason):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequestMessage(Message):
-    """A request for a transfer. `data_address`: for push formats only. `purpose`: the one declared purpose, if any."""
+    """A request for a transfer. `data_address`: for push formats only. `purpose`: the one declared purpose, if any.
+
+    `from_edc`: the message has EDC's context. EDC cannot declare a purpose.
+    """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("consumer_pid", "agreement_id", "format", "callback_address")
     consumer_pid: str = ""
@@ -175,6 +181,13 @@ class TransferRequestMessage(Message):
     data_address: DataAddress | None = None
     callback_address: str = ""
     purpose: str = ""
+    from_edc: bool = False
+
+    def to_wire(self) -> Json:
+        # `super()` without arguments does not work in a dataclass with slots.
+        wire = Message.to_wire(self)
+        del wire["from_edc"]
+        return wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +258,8 @@ def read_document(document: Any, *expected: type[M]) -> M:
     if _PURPOSE in members:
         members["odrl:purpose"] = members[_PURPOSE]
     values = {entry.name: _read_field(entry.name, members, prefixes) for entry in fields(kind)}
+    if kind is TransferRequestMessage:
+        values["from_edc"] = _EDC_CONTEXT in jsonld.listed(node.get("@context"))
     message = kind(**{name: value for name, value in values.items() if value is not None})
     for name in kind.REQUIRED:
         if not getattr(message, name):
@@ -297,18 +312,31 @@ def _read_reasons(raw: Any) -> tuple[str, ...]:
 
 
 def _read_address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
-    properties = []
+    """Read an address. EDC writes no member `endpoint`: its endpoint is a property."""
+    properties = _read_properties(value)
+    kind = _read_text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
+    endpoint = jsonld.single(value.get("endpoint", ""))
+    stated = (endpoint, *(dict(properties).get(name) for name in _ENDPOINT_NAMES))
+    return DataAddress(
+        endpoint_type=jsonld.absolute(kind, prefixes),
+        endpoint=next((each for each in stated if isinstance(each, str) and each), ""),
+        properties=properties,
+    )
+
+
+def _read_properties(value: Json) -> tuple[tuple[str, str], ...]:
+    """The properties of an address with bare names. A name that also comes with EDC's prefix keeps its bare value."""
+    found = []
     for entry in jsonld.listed(value.get("endpointProperties")):
         node = _read_object(entry, "endpointProperties")
         name, content = jsonld.single(node.get("name")), jsonld.single(node.get("value"))
-        properties.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
-    kind = _read_text(jsonld.single(value.get("endpointType")), "endpointType", longest=_TEXT_MAX)
-    endpoint = jsonld.single(value.get("endpoint", ""))
-    return DataAddress(
-        endpoint_type=jsonld.absolute(kind, prefixes),
-        endpoint=endpoint if isinstance(endpoint, str) else "",
-        properties=tuple(properties),
-    )
+        found.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))
+    bare = {name for name, _ in found}
+    return tuple((name.removeprefix(EDC), text) for name, text in found if not _is_again(name, bare))
+
+
+def _is_again(name: str, bare: Set[str]) -> bool:
+    return name.startswith(EDC) and name.removeprefix(EDC) in bare
 
 
 def check_data_address(address: DataAddress) -> DataAddress:

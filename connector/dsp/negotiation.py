@@ -28,6 +28,7 @@ from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refus
 from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
 from connector.identity.principal import Principal
 from connector.offers import offer_conflicts
+from connector.outbox.sender import DeliveryOutcome
 from connector.store import Transaction
 from connector.store.tables import Agreement, GrantState, Negotiation, Offer, Outbox
 from policies.evaluation.evaluate import Facts
@@ -83,6 +84,7 @@ class NegotiationService:
             on_delivered=self._on_delivered,
             on_changed=_shorten_refused_terms,
             on_stuck=lambda tx, row: _ask_person(tx, row, row.reason),
+            on_undelivered=_end_refused_agreement,
         )
         self._sender.register("negotiation", MessageCourier(self._machine))
 
@@ -596,6 +598,16 @@ def _shorten_refused_terms(tx: Transaction, row: Negotiation, before: str) -> No
         return
     if not is_partner(tx, row.counterparty, role=row.role):
         row.offer = agreement_terms.shorten_offer(row.offer)
+
+
+def _end_refused_agreement(tx: Transaction, row: Negotiation, step: str, outcome: DeliveryOutcome) -> None:
+    """End an agreement that its consumer refused, so that it does not count against the consumer's next request.
+
+    The consumer cannot take it any more: the negotiation stays in its state before, where a verification is illegal.
+    """
+    agreement = tx.agreements.get(row.agreement_id, role=PROVIDER) if step == states.AGREEMENT else None
+    if agreement is not None and agreement.ended_at is None:
+        agreement.ended_at, agreement.end_reason = tx.now, agreement_terms.REFUSED
 
 
 def _ask_person(tx: Transaction, row: Negotiation, why: str) -> None:

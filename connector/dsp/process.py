@@ -379,6 +379,8 @@ class MessageCourier(Generic[Row]):
             return DeliveryOutcome(DeliveryResult.AGAIN, why)
         if row.attempts and await self._was_taken(row, message):
             return DeliveryOutcome(DeliveryResult.DELIVERED)
+        if answer.status == 409:  # EDC answers this until it has stored the message that ours answers
+            return DeliveryOutcome(DeliveryResult.SOON, why, code=answer.code)
         refusal = f"refused ({answer.status}): {answer.reason or 'no reason given'}"  # the row names who refused
         return DeliveryOutcome(DeliveryResult.REFUSED, refusal, code=answer.code)
 

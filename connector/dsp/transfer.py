@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from connector.dataplane.push.target import Target
 from connector.datasets import stored_policies
 from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
@@ -46,7 +47,7 @@ from connector.errors import (
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
-from connector.infra.net.http_client import fits_header, origin
+from connector.infra.net.http_client import origin
 from connector.outbox.sender import DeliveryOutcome, DeliveryResult
 from connector.store import Transaction
 from connector.store.queries.agreements import count_today
@@ -159,7 +160,7 @@ class TransferService:
         pushed = message.data_address if self._formats.get(message.format) == PUSH else None
         sink = pushed.endpoint if pushed is not None else ""
         address = await self._machine.check_callback(message.callback_address, caller.id, sink=sink)
-        facts = with_declared(await self._facts_of(caller.id), purpose=message.purpose)
+        party = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> MessageResult[Transfer]:
             known = tx.transfers.find_by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
@@ -168,13 +169,15 @@ class TransferService:
             self._admission.admit(tx, caller.id, role=PROVIDER)
             agreement, grant = self._find_agreement(tx, message, caller)
             self._check_format(message)
-            _check_permitted(tx, agreement, grant, facts)
-            row = _new_row(tx, PROVIDER, agreement, message.format, message.purpose)
+            purpose = message.purpose or (_only_purpose(agreement) if message.from_edc else "")
+            _check_permitted(tx, agreement, grant, with_declared(party, purpose=purpose))
+            row = _new_row(tx, PROVIDER, agreement, message.format, purpose)
             row.address, row.peer_pid, row.state = address, message.consumer_pid, states.REQUESTED
             if message.data_address and self._formats[message.format] == PUSH:
                 row.data_address = message.data_address.to_wire()
             self._machine.is_repeat(tx, caller.id, message)
-            tx.publish(self._event_of(row, actor=caller.id, message=message.step))
+            from_agreement = {"purpose_from": "agreement"} if purpose != message.purpose else {}
+            tx.publish(self._event_of(row, actor=caller.id, message=message.step, more=from_agreement))
             sent = self._answer(tx, row, agreement)
             tx.transfers.add(row)
             return MessageResult(row, tuple(sent))
@@ -277,8 +280,10 @@ class TransferService:
             return
         if message.data_address is None or not message.data_address.endpoint:
             raise MessageInvalid(f"expected a dataAddress with an endpoint for the format {message.format}, got none")
-        if not fits_header(message.data_address.get("authorization")):
-            raise MessageInvalid("expected an authorization of printable ASCII, which a header can carry, got another")
+        try:
+            Target.of(message.data_address.endpoint, dict(message.data_address.properties))
+        except BadInput as error:
+            raise MessageInvalid(f"dataAddress: {error}") from None
 
     # Automatic answers.
 
@@ -559,7 +564,7 @@ class TransferService:
             correlation=row.correlation,
             code=row.code,
             reason=row.reason,
-            detail={**detail, "message": about.pop("message")},
+            detail={**detail, "message": about.pop("message"), **about.pop("more", {})},
             **about,
         )
 
@@ -732,6 +737,11 @@ def _check_in_force(tx: Transaction, agreement: Agreement) -> GrantState:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
     return grant
+
+
+def _only_purpose(agreement: Agreement) -> str:
+    """The purpose of the agreement, where it names only one; else empty."""
+    return agreement_terms.only_purpose(stored_policies.read_agreement_policy(agreement))
 
 
 def _check_permitted(tx: Transaction, agreement: Agreement, grant: GrantState, facts: Facts) -> None:

@@ -86,6 +86,9 @@ def document(did: str, *, jwk: dict[str, Any], root_url: str) -> dict[str, Any]:
     }
 
 
+_LATER = frozenset({408, 425, 429})  # answers of a server that is up and cannot answer now
+
+
 @dataclass(frozen=True, slots=True)
 class _CachedKeys:
     """The keys of a document as JSON: purpose, then key id, then JWK. `at`: monotonic time of the fetch."""
@@ -198,20 +201,19 @@ class DidResolver:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
             document = json.loads(reply.body) if reply.status == 200 else None
         except (AddressRefused, NameUnknown) as error:  # the same message for both, so that it does not reveal which
+            if isinstance(error, NameUnknown) and self._cache_of(did) is not self._strangers:
+                raise _unreachable_error(did, error.message) from error
             raise Unauthenticated(
                 f"the DID document of {did} cannot be fetched from here; use a reachable DID{port_hint(did)}",
                 private=error.message,
             ) from error
         except (PeerUnreachable, Busy) as error:
-            raise Busy(
-                f"the DID document of {did} cannot be fetched now; try again in a moment{port_hint(did)}",
-                private=error.message,
-            ) from error
+            raise _unreachable_error(did, error.message) from error
         except (PeerFailed, ValueError, RecursionError) as error:
             raise Unauthenticated(
                 f"the DID document of {did} cannot be read; check that it is JSON", private=str(error)
             ) from error
-        if reply.status >= 500:
+        if reply.status >= 500 or reply.status in _LATER:
             raise Busy(
                 f"the DID document of {did} cannot be fetched now; try again in a moment",
                 private=f"{url} answered {reply.status}",
@@ -222,6 +224,12 @@ class DidResolver:
                 private=f"it answered {reply.status}",
             )
         return document
+
+
+def _unreachable_error(did: str, private: str) -> Busy:
+    return Busy(
+        f"the DID document of {did} cannot be fetched now; try again in a moment{port_hint(did)}", private=private
+    )
 
 
 def _keys(document: dict[str, Any], did: str) -> bytes:

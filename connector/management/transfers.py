@@ -6,16 +6,18 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector.dataplane import foreign_fetch
+from connector.dataplane.foreign_fetch import FetchSource, ForeignFetches
 from connector.dataplane.push.push_receiver import MEDIA, PushReceiver
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
 from connector.dsp.transfer import TransferService
 from connector.errors import NotFound, ScopeMissing
-from connector.events import DataReceived
+from connector.events import DataFetched, DataReceived
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
 from connector.management.notify import long_poll
@@ -141,11 +143,14 @@ def _received_view(row: PushedData | None, coming: int | None) -> ReceivedView |
     return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
 
 
-def router(*, transfers: TransferService, receiving: PushReceiver, store: Store, tokens: Tokens) -> APIRouter:
+def router(
+    *, transfers: TransferService, receiving: PushReceiver, fetches: ForeignFetches, store: Store, tokens: Tokens
+) -> APIRouter:
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
     receiver = Depends(tokens.require_raw("consume", DataReceived))
+    fetcher = Depends(tokens.require_raw("consume", DataFetched))
 
     async def find_row(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
@@ -207,6 +212,21 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
             agreement_id=found.agreement_id,
             properties=known,
         )
+
+    @routes.get(
+        "/{pid}/data",
+        summary="The data of an owner with another kind of connector, as its endpoint sends it",
+        response_class=StreamingResponse,
+        responses={200: {"content": {foreign_fetch.MEDIA: {}}}},
+    )
+    async def fetch(pid: str, caller: Caller = fetcher) -> StreamingResponse:
+        found = await transfers.get_read_address(pid)
+        source = FetchSource(await find_row(pid), found.address.endpoint, dict(found.address.properties))
+        head, pieces = await fetches.open(source, by=caller.name)
+        headers = {"x-content-type-options": "nosniff", "content-disposition": "attachment"}
+        if head.length >= 0:
+            headers["content-length"] = str(head.length)
+        return StreamingResponse(pieces, media_type=head.media, headers=headers)
 
     @routes.get(
         "/{pid}/received",

@@ -60,6 +60,43 @@ async def test_what_is_counted_is_not_had_twice_by_asking_twice(tmp_path: Path, 
         assert "count anew" in await waits(two, policy)
 
 
+@pytest.mark.parametrize("policy", [QUANTITIES["rows"], QUANTITIES["noise"]], ids=["rows", "noise"])
+async def test_an_agreement_that_its_consumer_refused_does_not_count(tmp_path: Path, policy: Json) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, policy=policy)
+
+        async def refusing(call: Call) -> Reply | None:
+            return Reply(400, {}, b"") if call.kind == "ContractAgreementMessage" else None
+
+        two.cable.tamper = refusing
+        row = await two.ask(OFFER_ID, policy=policy)
+        here = await settled(two.south, "negotiation", row.id, "REQUESTED")
+        await emptied(two)
+        two.cable.tamper = None
+        await concluded(two, policy)
+        refused = await two.north.negotiation(here.peer_pid)
+        assert (refused.state, refused.code) == ("REQUESTED", "refused")
+        assert "count anew" in await waits(two, policy), "the concluded one counts"
+
+
+async def test_a_refused_agreement_can_be_sent_again_by_a_person_and_is_then_another(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID)
+
+        async def refusing(call: Call) -> Reply | None:
+            return Reply(400, {}, b"") if call.kind == "ContractAgreementMessage" else None
+
+        two.cable.tamper = refusing
+        row = await two.ask(OFFER_ID, policy=USE)
+        here = await settled(two.south, "negotiation", row.id, "REQUESTED")
+        await emptied(two)
+        two.cable.tamper = None
+        before = (await two.north.negotiation(here.peer_pid)).agreement_id
+        await two.north.negotiations.command(here.peer_pid, "approve", by="owner")
+        done = await settled(two.south, "negotiation", row.id, "FINALIZED")
+        assert done.agreement_id not in ("", before)
+
+
 async def test_of_two_negotiations_at_once_one_is_agreed_on(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         policy = QUANTITIES["rows"]

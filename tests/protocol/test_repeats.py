@@ -297,6 +297,42 @@ async def test_a_reply_of_404_is_tried_a_few_times_and_then_counts_as_no(tmp_pat
         assert two.north.events[-2].kind == "DecisionNeeded"
 
 
+async def test_a_reply_of_409_is_tried_a_few_times(tmp_path: Path) -> None:
+    """EDC answers 409 to a verification until it has stored its own agreement message as sent."""
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        tries: list[int] = []
+
+        async def not_yet(call: Call) -> Reply | None:
+            if call.kind != "ContractAgreementVerificationMessage":
+                return None
+            tries.append(1)
+            return Reply(409, {}, b"") if len(tries) < 4 else None
+
+        two.cable.tamper = not_yet
+        row = await two.ask(OFFER_ID)
+        await settled(two.south, "negotiation", row.id, "FINALIZED")
+        assert len(tries) == 4
+
+
+async def test_a_reply_of_409_to_a_message_that_was_taken_is_no_refusal(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        tries: list[int] = []
+
+        async def forgetful(call: Call) -> Reply | None:
+            if call.kind != "ContractAgreementVerificationMessage":
+                return None
+            tries.append(1)
+            if len(tries) == 1:
+                await call.go()
+            return Reply(409 if len(tries) > 1 else 502, {}, b"")
+
+        two.cable.tamper = forgetful
+        row = await two.ask(OFFER_ID)
+        await settled(two.south, "negotiation", row.id, "FINALIZED")
+
+
 async def test_a_first_request_that_is_refused_ends_the_negotiation_with_the_reason(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         row = await two.ask("offer:unknown")

@@ -11,8 +11,10 @@ import pytest
 from fastapi import FastAPI, Response
 
 from connector.demo import story
-from connector.dsp import agreement_terms, states
+from connector.dsp import agreement_terms, routes, states
 from connector.dsp.protocol_client import segment
+from connector.errors import Busy
+from connector.identity.principal import Principal
 from connector.store import Transaction
 from connector.store.tables import Agreement, Offer
 from policies.authoring import convert
@@ -217,6 +219,34 @@ async def test_offers_that_mean_the_same_have_each_its_own_words(tmp_path: Path)
             written = reader.write(reader.read({"@type": "Offer", "@id": name, **policy}), in_catalog=True)
             assert await peer.copied(DATASET, name) == {**written, "assigner": two.north.participant}
         assert len(await two.north.store.read(digests)) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/negotiations/request", "/negotiations/x/events", "/transfers/request", "/catalog/request"]
+)
+async def test_a_caller_who_cannot_be_identified_now_is_asked_to_come_again(tmp_path: Path, path: str) -> None:
+    """EDC ends its process after any 4xx, and tries again after 503."""
+
+    async def unknown(_: str | None) -> Principal:
+        raise Busy("the DID document of did:web:other.example cannot be fetched now; try again in a moment")
+
+    async with pair(tmp_path) as two:
+        side = two.north
+        app = FastAPI(openapi_url=None)
+        app.include_router(
+            routes.router(
+                negotiations=side.negotiations,
+                transfers=side.transfers,
+                catalog=side.catalog,
+                sender=side.sender,
+                authenticate=unknown,
+            )
+        )
+        peer = Counterparty(side)
+        side.app = app
+        reply = await peer.post(path, peer.request())
+        assert (reply.status, json.loads(reply.body)["code"]) == (503, "busy")
+        assert reply.headers["retry-after"] == "1"
 
 
 def test_the_context_of_the_strict_reader_is_the_protocols() -> None:

@@ -36,7 +36,7 @@ from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.own_name import changed
-from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
+from tests.support.pair import USE, Call, Json, Pair, Side, emptied, pair, settled
 
 RESEARCH, MARKETING = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Marketing"
 SINK = DataAddress("https://w3id.org/idsa/v4.1/HTTP", "http://203.0.113.2/sink", (("authorization", "token"),))
@@ -133,6 +133,8 @@ BAD: dict[str, Json] = {
     "a purpose that no read can declare": {"odrl:purpose": "a\x1b[2J"},
     "an authorization that no header can carry": pushed(authorization="Bearer \u00fc"),
     "an authorization of two headers": pushed(authorization="a\r\nX-Other: y"),
+    "a sink of EDC with a header that is not its own": pushed("", baseUrl=SINK.endpoint, authKey="Host", authCode="x"),
+    "a sink of EDC with another method": pushed("", baseUrl=SINK.endpoint, method="DELETE"),
     "more properties than anybody reads": pushed(**{f"p{index}": "x" for index in range(51)}),
     "more of an address than is kept": pushed(note="x" * 2**14),
     "an endpoint without end": {"dataAddress": {"endpointType": "t", "endpoint": f"https://203.0.113.2/{'x' * 8_000}"}},
@@ -147,6 +149,21 @@ async def test_a_request_that_is_wrong_is_refused_and_leaves_nothing(tmp_path: P
         before = await snapshot(two.north)
         assert (await peer.post("/transfers/request", asking(peer, agreement_id, **change))).status == 400
         assert await snapshot(two.north) == before
+
+
+async def test_a_push_goes_to_a_sink_in_the_names_of_edc(tmp_path: Path) -> None:
+    prefix = "https://w3id.org/edc/v0.0.1/ns/"
+    named = {f"{prefix}baseUrl": SINK.endpoint, f"{prefix}authKey": "Authorization", f"{prefix}authCode": "token"}
+    properties = [{"@type": "EndpointProperty", "name": name, "value": value} for name, value in named.items()]
+    sink = {"@type": "DataAddress", "endpointType": "HttpData", "endpointProperties": properties}
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        asked = asking(peer, agreement_id, format="HttpData-PUSH", dataAddress=sink)
+        reply = await peer.post("/transfers/request", asked)
+        assert reply.status == 201, reply.body
+        row = await two.north.transfer(json.loads(reply.body)["providerPid"])
+        assert (row.data_address["endpoint"], row.data_address["endpointType"]) == (SINK.endpoint, "HttpData")
 
 
 TOLD: dict[str, tuple[str, str]] = {
@@ -251,6 +268,40 @@ async def test_the_party_is_looked_at_again_when_a_transfer_is_asked_for(tmp_pat
 def facts(side: Side, **more: str) -> Facts:
     known = {f"ds:{name}": value for name, value in more.items()}
     return Facts.of({"ds:participant": side.participant, **known}, source="register")
+
+
+EDC_CONTEXT = [*CONTEXT, "https://w3id.org/edc/dspace/v0.0.1"]
+PURPOSES: dict[str, tuple[Json, str]] = {
+    "one": (constrained("odrl:purpose", "eq", RESEARCH), RESEARCH),
+    "a list of one": (constrained("odrl:purpose", "isAnyOf", [RESEARCH]), RESEARCH),
+    "two": (constrained("odrl:purpose", "isAnyOf", [RESEARCH, MARKETING]), ""),
+    "all but one": (constrained("odrl:purpose", "neq", MARKETING), ""),
+    "none": (USE, ""),
+}
+
+
+@pytest.mark.parametrize(("policy", "bound"), PURPOSES.values(), ids=PURPOSES.keys())
+async def test_a_transfer_of_a_peer_that_declares_no_purpose_has_the_only_one_of_the_agreement(
+    tmp_path: Path, policy: Json, bound: str
+) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two, policy=policy)
+        peer = Counterparty(two.north, two.south.participant, two.south.host)
+        reply = await peer.post("/transfers/request", asking(peer, agreement_id, **{"@context": EDC_CONTEXT}))
+        assert reply.status == 201, reply.body
+        row = await two.north.transfer(json.loads(reply.body)["providerPid"])
+        assert row.purpose == bound
+        told = next(one for one in two.north.events if one.kind == "TransferAdvanced")
+        assert (told.purpose, told.detail.get("purpose_from")) == (bound, "agreement" if bound else None)
+
+
+async def test_a_peer_that_can_declare_a_purpose_is_not_bound_to_that_of_the_agreement(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two, policy=PURPOSES["one"][0])
+        _, there = await started(two, agreement_id)
+        assert there.purpose == ""
+        told = next(one for one in two.north.events if one.kind == "TransferAdvanced")
+        assert "purpose_from" not in told.detail
 
 
 async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_never_another_one(tmp_path: Path) -> None:

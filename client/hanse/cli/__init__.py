@@ -136,7 +136,7 @@ match.register(audit.commands)
 app.add_typer(audit.commands, name="audit")
 app.add_typer(token.commands, name="token")
 app.add_typer(transfer.commands, name="transfer")
-for part in (config, negotiate, query):
+for part in (config, negotiate, query, transfer):
     part.register(app)
 
 

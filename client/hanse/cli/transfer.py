@@ -31,6 +31,10 @@ _FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def register(app: typer.Typer) -> None:
+    app.command()(fetch)
+
+
 @commands.command()
 def start(
     agreement: Annotated[str, typer.Argument(help="The agreement's id.", show_default=False)],
@@ -87,6 +91,25 @@ def receive(
         )
     if then_remove:
         connected.api.delete(f"/transfers/{quote_segment(transfer)}/received")
+    say(f"{output}: {format_size(written)}")
+
+
+def fetch(
+    what: Annotated[str, typer.Argument(help="owner/dataset, or the id of a started transfer.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    purpose: Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")] = "",
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Fetch the data of an owner with another kind of connector, such as Eclipse EDC, as its endpoint sends it."""
+    if output.exists() and not force:
+        raise BadInput(f"{output} exists already; choose another name or use --force")
+    connected, written = space(), 0
+    named = "/" in what and not what.startswith("urn:")
+    transfer = connected.agree(what, purpose=purpose).transfer_id if named else what
+    with write_whole(output) as file, progress(f"fetching {output}", of="bytes") as advance:
+        for block in connected.fetch(transfer):
+            written += file.write(block)
+            advance(len(block))
     say(f"{output}: {format_size(written)}")
 
 

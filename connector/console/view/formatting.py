@@ -37,6 +37,7 @@ KINDS = {
     "RawDataViewed": "Own data viewed",
     "ReadTaken": "Receipt of a read",
     "DataReceived": "Data received",
+    "DataFetched": "Data fetched",
     "DataRefused": "Data refused",
     "DataRemoved": "Received data removed",
     "QueryCoordinated": "Query over owners",

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from connector.dataplane.data_address import ENDPOINT_TYPE, PATH
+from connector.dataplane.data_address import HTTP_DATA, PATH
 from connector.dataplane.push import received_files
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
@@ -141,15 +141,19 @@ class PushReceiver:
                 "or ask for a format that is pulled",
                 code="nothing_received",
             )
+        endpoint, token = f"{self._endpoint}/{quote(transfer_id, safe='')}", self._token(transfer_id)
         properties = {
             "authType": "bearer",
-            "authorization": self._token(transfer_id),
+            "authorization": token,
             "maxBytes": str(min(self.room.each, self.room.total)),
+            "baseUrl": endpoint,  # EDC reads address and token under these names only
+            "authKey": "Authorization",
+            "authCode": token,
         }
         return {
             "@type": "DataAddress",
-            "endpointType": ENDPOINT_TYPE,
-            "endpoint": f"{self._endpoint}/{quote(transfer_id, safe='')}",
+            "endpointType": HTTP_DATA,
+            "endpoint": endpoint,
             "endpointProperties": [
                 {"@type": "EndpointProperty", "name": name, "value": value} for name, value in properties.items()
             ],

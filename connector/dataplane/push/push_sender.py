@@ -13,11 +13,10 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from connector.dataplane import read_request, tickets
 from connector.dataplane.admission import Reads
@@ -27,6 +26,7 @@ from connector.dataplane.http.file_sender import file_cut_error
 from connector.dataplane.http.file_spans import Span
 from connector.dataplane.http.request_context import as_error
 from connector.dataplane.http.send_threads import run_in_send_thread
+from connector.dataplane.push.target import Target
 from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
@@ -52,23 +52,6 @@ _PASSES = frozenset({"not_permitted", EXPIRED})
 _SPENT = frozenset({"count_spent", "quota_spent"})  # the agreement is used up
 _T = TypeVar("_T")
 _log = logger("dataplane")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Address of a consumer, its authorization, and the most bytes that it takes (0: not stated)."""
-
-    endpoint: str
-    authorization: str = ""
-    most: int = 0
-
-    @classmethod
-    def of(cls, endpoint: str, properties: Mapping[str, str]) -> Self:
-        """Return the target in a data address of the protocol."""
-        shown, most = properties.get("authorization", ""), properties.get("maxBytes", "")
-        bearer = properties.get("authType", "").lower() == "bearer" and shown and " " not in shown
-        said = most.isascii() and most.isdigit() and len(most) < 20
-        return cls(endpoint, f"Bearer {shown}" if bearer else shown, int(most) if said else 0)
 
 
 async def push(
@@ -115,7 +98,7 @@ async def _send(
 ) -> None:
     if not fits_header(to.authorization):  # for transfers stored before requests were checked for this
         raise Refused("expected an authorization that fits an HTTP header, got another one", code="push_refused")
-    headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
+    headers = {"content-type": MEDIA, **({to.header: to.authorization} if to.authorization else {})}
     async with AsyncExitStack() as reading, _limit_answer_time(to) as waiting:
         stream = await reading.enter_async_context(reads.open(wanted, spans=True))
         await reading.enter_async_context(_keep_renewed(stream, transfer, addresses, reads))

@@ -29,7 +29,10 @@ _DATASET, _VERSION = core_table(RegisteredDataset), core_table(DatasetVersion)
 _OTHERS_MAX = 100
 _FINAL_OR_COMING = or_(
     Agreement.finalized.is_(True),
-    exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED"),
+    and_(
+        Agreement.ended_at.is_(None),
+        exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED"),
+    ),
 )
 _UNLIMITED = 2**63 - 1  # more than is ever counted
 

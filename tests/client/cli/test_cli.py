@@ -27,7 +27,7 @@ from pyarrow import csv, feather, parquet
 from rich.console import Console
 
 from connector.audit.log import Filter
-from tests.client.support import SCHEMA, Asked, Connector, batch, chunked, complete, connector, ipc
+from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, ipc
 from tests.connector.audit.support import exported, logged, reads
 from tests.support.own_name import changed
 
@@ -1280,3 +1280,27 @@ def test_policies_are_compared_and_queries_tried_before_anybody_asks(
     }
     ran = run("policy", "simulate", "--offer", "urn:o", "--sql", "SELECT 1")
     assert (ran.code, "/permission/0" in ran.err) == (3, True)
+
+
+CSV = b"id,value\n1,a\n"
+
+
+def sized(length: int) -> Raw:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: text/csv\r\ncontent-length: {length}\r\n\r\n".encode()
+    return Raw(head + CSV)
+
+
+def test_data_of_another_kind_of_connector_is_fetched_as_it_is(served: Connector, run: Any, tmp_path: Path) -> None:
+    served.routes["GET", "/transfers/urn%3Auuid%3At/data"] = sized(len(CSV))
+    target = tmp_path / "rows.csv"
+    ran = run("fetch", "urn:uuid:t", "-o", str(target))
+    assert (ran.code, target.read_bytes()) == (0, CSV)
+    again = run("fetch", "urn:uuid:t", "-o", str(target))
+    assert (again.code, "--force" in again.err) == (1, True)
+
+
+def test_a_fetch_that_ends_early_leaves_no_file(served: Connector, run: Any, tmp_path: Path) -> None:
+    served.routes["GET", "/transfers/urn%3Auuid%3At/data"] = sized(len(CSV) + 5)
+    ran = run("fetch", "urn:uuid:t", "-o", str(tmp_path / "rows.csv"))
+    assert ran.code == 5
+    assert not list(tmp_path.glob("*rows*"))

@@ -11,6 +11,7 @@ from connector.dataplane import data_address, tickets
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.tickets import Ticket
 from connector.errors import Unauthenticated
+from connector.store.tables import Transfer
 
 US = "did:web:north.example"
 NOW = 1_800_000_000.0
@@ -59,3 +60,13 @@ def test_few_tickets_are_kept(ours: Addresses, monkeypatch: pytest.MonkeyPatch) 
     for number in range(8):
         assert ours.read(shown(number)).agreement == f"a{number}"
         assert len(ours._read) <= 3
+
+
+@pytest.mark.parametrize("flight", ["", "grpc+tcp://north.example:8815"])
+def test_the_endpoint_is_a_property_too(ours: Addresses, flight: str) -> None:
+    """EDC reads no member `endpoint`."""
+    ours.flight = flight
+    about = {"counterparty": "did:web:south.example", "agreement_id": "a", "id": "t", "generation": 1, "purpose": ""}
+    address = ours.address(Transfer(**about, format=data_address.FLIGHT_FORMAT))
+    named = {one["name"]: one["value"] for one in address["endpointProperties"]}
+    assert named["endpoint"] == address["endpoint"] == (flight or data_address.PATH)

@@ -179,7 +179,12 @@ QUERY_SPECS: list[tuple[Any, int | None]] = [
     ([{"limit": "5"}], None),
     ([{"limit": -1}], None),
     ([{"offset": True}], None),
-    ([{"filterExpression": [{"operandLeft": "id", "operator": "=", "operandRight": "x"}]}], None),
+    ([{"filterExpression": [{"operandLeft": "id", "operator": "like", "operandRight": "x"}]}], None),
+    ([{"filterExpression": [{"operandLeft": {"@id": "id"}, "operator": ["="], "operandRight": {}}]}], None),
+    ([{"filterExpression": [{"operandLeft": "keyword", "operator": "=", "operandRight": "x"}]}], None),
+    ([{"filterExpression": [{"operandLeft": "id", "operator": "=", "operandRight": ["x", "y"]}]}], None),
+    ([{"filterExpression": ["id = x"]}], None),
+    ([{"sortField": "id"}], None),
     ([{"theme": "air"}], None),
     (["theme = air"], None),
     ("theme = air", None),
@@ -197,6 +202,40 @@ async def test_only_a_filter_that_asks_for_a_piece_is_understood(
             assert (reply.status, json.loads(reply.body)["@type"]) == (400, "CatalogError")
         else:
             assert len(json.loads(reply.body)["dataset"]) == expected
+
+
+EDC = "https://w3id.org/edc/v0.0.1/ns/"
+
+
+def equals(left: str, right: str) -> Json:
+    return {"@type": "Criterion", "operandLeft": left, "operator": "=", "operandRight": right}
+
+
+def expanded(left: str, right: str) -> Json:
+    named = {"operandLeft": left, "operator": "=", "operandRight": right}
+    return {EDC + name: [{"@value": value}] for name, value in named.items()}
+
+
+@pytest.mark.parametrize("form", [equals, expanded])
+@pytest.mark.parametrize("left", ["id", "@id", f"{EDC}id"])
+async def test_a_filter_for_the_id_of_a_dataset_gives_that_one(tmp_path: Path, left: str, form: Any) -> None:
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 3)
+        await two.north.publish("urn:hanse:north:hidden", policy=MEMBERS)
+        peer = Counterparty(two.north)
+
+        async def found(*wanted: str, **more: int) -> list[str]:
+            spec = {"filterExpression": [form(left, one) for one in wanted], **more}
+            reply = await peer.post("/catalog/request", {**REQUEST, "filter": [spec]})
+            if reply.status == 400:
+                return ["refused"]
+            assert "link" not in reply.headers
+            return [one["@id"] for one in json.loads(reply.body).get("dataset", [])]
+
+        assert await found(ids[1]) == await found(ids[1], ids[1]) == [ids[1]]
+        assert await found("urn:hanse:north:nothing") == await found("urn:hanse:north:hidden") == []
+        assert await found(ids[1], offset=1) == []
+        assert await found(ids[0], ids[1]) == ["refused"]
 
 
 @pytest.mark.parametrize("cursor", ["after=%FF", "after=%C3%A9%C3%A9", "before=!!!"])

@@ -202,6 +202,53 @@ def test_data_addresses_are_read_in_every_form() -> None:
         assert messages.read(json.dumps({**wire, "dataAddress": form}), TransferStartMessage) == start
 
 
+EDC = "https://w3id.org/edc/v0.0.1/ns/"
+
+
+@pytest.mark.parametrize(
+    ("named", "endpoint", "properties"),
+    [
+        (
+            {f"{EDC}endpoint": "https://p.example/x", f"{EDC}authorization": "t", f"{EDC}authType": "bearer"},
+            "https://p.example/x",
+            {"endpoint": "https://p.example/x", "authorization": "t", "authType": "bearer"},
+        ),
+        ({"endpoint": "https://p.example/x"}, "https://p.example/x", {"endpoint": "https://p.example/x"}),
+        (
+            {f"{EDC}baseUrl": "https://p.example/in", f"{EDC}authKey": "X-Api-Key", f"{EDC}authCode": "t"},
+            "https://p.example/in",
+            {"baseUrl": "https://p.example/in", "authKey": "X-Api-Key", "authCode": "t"},
+        ),
+        ({"authorization": "bare", f"{EDC}authorization": "prefixed"}, "", {"authorization": "bare"}),
+        ({"https://other.example/endpoint": "https://p.example/x"}, "", {"https://other.example/endpoint": "https://p.example/x"}),
+    ],
+    ids=["pull", "bare", "push", "both", "another prefix"],
+)  # fmt: skip
+def test_data_addresses_in_the_names_of_edc(named: dict[str, str], endpoint: str, properties: dict[str, str]) -> None:
+    wire = {"endpointType": "HttpData", "endpointProperties": [{"name": n, "value": v} for n, v in named.items()]}
+    read = messages.read_data_address(wire)
+    assert read is not None
+    assert (read.endpoint, dict(read.properties)) == (endpoint, properties)
+    assert messages.address_of(read.to_wire()) == read
+
+
+def test_the_member_endpoint_counts_before_a_property() -> None:
+    wire = {**ADDRESS.to_wire(), "endpointProperties": [{"name": f"{EDC}endpoint", "value": "https://q.example"}]}
+    read = messages.read_data_address(wire)
+    assert read is not None
+    assert read.endpoint == ADDRESS.endpoint
+
+
+def test_an_endpoint_in_a_property_is_checked_like_the_member() -> None:
+    with pytest.raises(MessageInvalid, match="dataAddress"):
+        messages.read_data_address(
+            {
+                "endpointType": "HttpData",
+                "endpointProperties": [{"name": f"{EDC}baseUrl", "value": "https://u:p@h.example"}],
+            }
+        )
+
+
 BASE = ContractRequestMessage(consumer_pid=C, offer=OFFER, callback_address="https://c.example").to_wire()
 REFUSED: dict[str, Any] = {
     "no JSON": b"\xff\xfe",

@@ -103,6 +103,13 @@ async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log() -
     assert (type(there), there.message) == (type(nowhere), nowhere.message)
 
 
+async def test_a_name_of_a_known_participant_that_does_not_resolve_now_may_resolve_later() -> None:
+    finder = resolver({"https://them.example/.well-known/did.json": NameUnknown("no such name")})
+    finder.expect([THEM])
+    with pytest.raises(Busy, match="try again in a moment"):
+        await finder.key(THEM, "k", purpose="assertionMethod")
+
+
 @pytest.mark.parametrize(("one", "another"), [(404, 200), (500, 503)])
 async def test_which_answer_came_in_place_of_a_document_is_for_our_own_log(one: int, another: int) -> None:
     told = []
@@ -126,6 +133,7 @@ async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
     [
         (PeerUnreachable("gone"), Busy),
         (503, Busy),
+        (429, Busy),
         (404, Unauthenticated),
         (b"nonsense", Unauthenticated),
         (b"[" * 60_000, Unauthenticated),
@@ -143,6 +151,7 @@ async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
     ids=[
         "no answer",
         "trouble at its server",
+        "too many requests at its server",
         "no document",
         "nonsense",
         "nested",

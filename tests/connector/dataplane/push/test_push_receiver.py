@@ -640,6 +640,14 @@ async def test_more_than_one_push_may_bring_is_refused_and_heard_of(small: Recei
     assert properties["maxBytes"] == "4000000"
 
 
+async def test_the_address_of_a_push_has_the_names_of_edc_too(small: Receiver, pid: str) -> None:
+    address = small.receiving.address(pid)
+    properties = {one["name"]: one["value"] for one in address["endpointProperties"]}
+    assert address["endpointType"] == "HttpData"
+    assert properties["baseUrl"] == address["endpoint"]
+    assert (properties["authKey"], properties["authCode"]) == ("Authorization", properties["authorization"])
+
+
 async def test_all_pushes_together_have_a_room_that_comes_free_again(small: Receiver, pid: str) -> None:
     first, second = await small.transfer(f"{pid}-1"), await small.transfer(f"{pid}-2")
     sender = await Sender.to(small, first)

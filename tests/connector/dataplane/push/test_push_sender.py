@@ -16,7 +16,8 @@ import pytest_asyncio
 
 from connector.dataplane.http.vectored_body import Protocol
 from connector.dataplane.push import push_sender
-from connector.dataplane.push.push_sender import Target, push
+from connector.dataplane.push.push_sender import push
+from connector.dataplane.push.target import Target
 from connector.dsp.messages import address_of
 from connector.engine.pool.error_codes import error_of
 from connector.errors import (

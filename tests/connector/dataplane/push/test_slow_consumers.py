@@ -17,7 +17,8 @@ import pytest_asyncio
 
 from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.push import push_sender
-from connector.dataplane.push.push_sender import Target, push
+from connector.dataplane.push.push_sender import push
+from connector.dataplane.push.target import Target
 from connector.errors import Busy, PeerUnreachable
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from tests.support import provider, receiver
