@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     register_max_age: int = Field(
         300, ge=1, description="Seconds that a member register may be old before membership is unknown."
     )
+    credential_service: Address = Field(
+        "",
+        description="URL of the participant's credential service, for the DID document (Decentralized Claims); "
+        "empty: none is published.",
+    )
     static_tokens: dict[str, str] = Field(
         default_factory=dict,
         description="Bearer tokens of participants that cannot sign (JSON: token to participant id), for labs.",
