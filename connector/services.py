@@ -36,7 +36,9 @@ from connector.events import Bus
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
-from connector.identity.identity_service import Identity
+from connector.identity.credentials.rules import load_rules
+from connector.identity.credentials.verifier import Verifier
+from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
@@ -55,6 +57,7 @@ from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import fact_sources
+from connector.usage.credential_facts import CredentialFacts
 from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import EndReason
@@ -210,10 +213,14 @@ def build(settings: Settings) -> Services:
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
     resolver = did.DidResolver(net)
+    wallet = OwnWallet(did=participant, key=key)
+    verifier = _verifier(settings, net, resolver, did=participant, signer=wallet)
     identity = Identity(
         did=participant,
         key=key,
         resolver=resolver,
+        wallet=wallet,
+        verifier=verifier,
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
     )
@@ -226,7 +233,12 @@ def build(settings: Settings) -> Services:
     )
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
-    known = FactCollector(store, trust, more=fact_sources.load())
+    known = FactCollector(
+        store,
+        trust,
+        more=fact_sources.load() if verifier is None else (CredentialFacts(verifier), *fact_sources.load()),
+        uses_register=lambda party: verifier is None or verifier.rules.required_of(party) != "required",
+    )
     converted = _converted(settings, version_secret)
     pool = Pool(
         settings.data_dir / "work",
@@ -407,6 +419,15 @@ def build(settings: Settings) -> Services:
             metrics=metrics,
         ),
     )
+
+
+def _verifier(
+    settings: Settings, net: HttpClient, resolver: did.DidResolver, *, did: str, signer: OwnWallet
+) -> Verifier | None:
+    """The verifier of callers' credentials; None without rules. Raises: BadInput for an invalid file."""
+    if settings.credential_rules is None:
+        return None
+    return Verifier(load_rules(settings.credential_rules), net=net, resolver=resolver, did=did, signer=signer)
 
 
 def _round_seconds(settings: Settings, store: Store) -> float:

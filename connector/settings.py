@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     register_max_age: int = Field(
         300, ge=1, description="Seconds that a member register may be old before membership is unknown."
     )
+    credential_rules: Place = Field(
+        None,
+        description="YAML file with the issuers, scopes and facts of credentials that callers must present "
+        "(Decentralized Claims); empty: none are asked for.",
+    )
     credential_service: Address = Field(
         "",
         description="URL of the participant's credential service, for the DID document (Decentralized Claims); "

@@ -174,7 +174,7 @@ class TransferService:
             if message.data_address and self._formats[message.format] == PUSH:
                 row.data_address = message.data_address.to_wire()
             self._machine.is_repeat(tx, caller.id, message)
-            tx.publish(self._event_of(row, actor=caller.id, message=message.step))
+            tx.publish(self._event_of(row, actor=caller.id, message=message.step, **caller.evidence()))
             sent = self._answer(tx, row, agreement)
             tx.transfers.add(row)
             return MessageResult(row, tuple(sent))
@@ -559,7 +559,7 @@ class TransferService:
             correlation=row.correlation,
             code=row.code,
             reason=row.reason,
-            detail={**detail, "message": about.pop("message")},
+            detail={**detail, **{name: about.pop(name) for name in ("message", "credentials") if name in about}},
             **about,
         )
 

@@ -12,6 +12,7 @@ from joserfc.jwk import ECKey
 from connector.errors import Unauthenticated
 from connector.identity import self_issued_token
 from connector.identity.credentials.access_token import mint_access_token
+from connector.identity.credentials.verifier import Verifier
 from connector.identity.did import DidResolver
 from connector.identity.principal import Principal
 
@@ -46,7 +47,8 @@ class Identity:
 
     `static` maps bearer tokens to participants, for test set-ups. `anonymous` is the participant for requests without a
     token; empty refuses them. `wallet` signs our tokens; None: our key does. `scopes`: what each receiver of our
-    tokens may query of our credentials; none: tokens grant nothing.
+    tokens may query of our credentials; none: tokens grant nothing. `verifier` checks callers' credentials; None: a
+    token suffices.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Identity:
         anonymous: str = "",
         wallet: Wallet | None = None,
         scopes: Sequence[str] = (),
+        verifier: Verifier | None = None,
     ) -> None:
         self.did = did
         self.key = key
         self._resolver = resolver
         self._wallet = wallet or OwnWallet(did=did, key=key)
         self._scopes = tuple(scopes)
+        self._verifier = verifier
         self._replays = self_issued_token.Replays(since=time.time())
         self._static = dict(static or {})
         self._anonymous = anonymous
@@ -85,7 +89,9 @@ class Identity:
         claims = await self_issued_token.verify(
             token, audience=self.did, resolver=self._resolver, replays=self._replays
         )
-        return Principal(claims["iss"])
+        if self._verifier is None:
+            return Principal(claims["iss"])
+        return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
 
     def read_claimed_issuer(self, authorization: str) -> str:
         """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""
@@ -98,7 +104,3 @@ class Identity:
         """
         wanted = self._scopes if scopes is None else scopes
         return f"Bearer {await self._wallet.sign(audience, scopes=wanted)}"
-
-    async def mint_query(self, audience: str, access_token: str) -> str:
-        """As `mint`, for a query with an access token that `audience` gave us. Raises: Busy."""
-        return f"Bearer {await self._wallet.sign(audience, token=access_token)}"
