@@ -1,18 +1,21 @@
-"""The operator's rules about credentials, in one YAML file (HANSE_CREDENTIAL_RULES). Read once, at the start.
+"""The operator's rules about credentials, in one YAML file (HANSE_CREDENTIAL_RULES).
 
-issuers:                          # who may issue which types of credentials; all others are refused
-  did:web:office.example: [MembershipCredential]
-scopes: [MembershipCredential]    # what a caller must present; a type, or a whole scope
-credentials: required             # of every caller. optional: only of callers that send an access token
-facts:                            # what policies can use of verified credentials
-  ds:membership: {credential: MembershipCredential, value: active}
-  ds:participantCountry: {credential: MembershipCredential, path: address.country}
-facts_seconds: 3600               # how long a presented credential counts without a new request of its holder
-peers:                            # exceptions for single participants
-  did:web:edc.example:
-    credentials: never            # required, optional, never
-    keys_for_all_purposes: true   # its DID document lists no key for any purpose: each counts for all
-    presentation_without_audience: true
+The file is read once, at the start:
+
+    issuers:                          # who may issue which types of credentials; all others are refused
+      did:web:office.example: [MembershipCredential]
+    scopes: [MembershipCredential]    # what a caller must present; a type, or a whole scope
+    credentials: required             # of every caller. optional: only of callers that send an access token
+    facts:                            # what policies can use of verified credentials
+      ds:membership: {credential: MembershipCredential, value: active}
+      ds:participantCountry: {credential: MembershipCredential, path: address.country}
+    presentation_seconds: 60          # how long a presentation counts for further requests; 0: ask with each
+    facts_seconds: 3600               # how long a presented credential counts without a new request of its holder
+    peers:                            # exceptions for single participants
+      did:web:edc.example:
+        credentials: never            # required, optional, never
+        keys_for_all_purposes: true   # its DID document lists no key for any purpose: each counts for all
+        presentation_without_audience: true
 """
 
 from __future__ import annotations
@@ -83,6 +86,7 @@ class CredentialRules(_Part):
     scopes: tuple[Annotated[Scope, BeforeValidator(_scope)], ...] = Field(min_length=1, max_length=16)
     credentials: Required = "required"
     facts: Mapping[str, FactRule] = {}
+    presentation_seconds: int = Field(60, ge=0, le=60)
     facts_seconds: int = Field(3600, ge=1, le=86_400)
     peers: Mapping[Did, PeerRule] = {}
 

@@ -40,7 +40,6 @@ from connector.infra.net.http_client import HttpClient
 from connector.telemetry import logger
 
 _SECONDS = 8.0  # for one verification, all calls together
-_KEPT_SECONDS = 60.0  # that a presentation counts for further requests of its holder
 _KEPT_MAX = 4_096  # holders
 _AT_ONCE, _OF_ONE_HOST, _WAITING_PER_HOST = 12, 4, 16
 _TOKEN_MAX = 8 * 2**10
@@ -100,7 +99,7 @@ class Verifier:
         if not isinstance(access_token, str) or not 0 < len(access_token) <= _TOKEN_MAX or not access_token.isascii():
             raise Unauthenticated(_REFUSED, private=f"{holder} sent no access token in the claim `token`")
         kept = self._kept.get(holder)
-        if kept is not None and time.time() - kept.at < _KEPT_SECONDS:  # 2
+        if kept is not None and time.time() - kept.at < self.rules.presentation_seconds:  # 2
             return kept.verified
         task = self._running.get(holder)
         if task is None:  # later requests of this holder wait for the same query

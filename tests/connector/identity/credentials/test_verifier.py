@@ -338,10 +338,9 @@ async def test_requests_at_the_same_time_share_one_query() -> None:
     assert world.calls.count(QUERY) == 1
 
 
-async def test_what_is_refused_later_takes_back_what_was_presented_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier_module, "_KEPT_SECONDS", 0.0)
+async def test_what_is_refused_later_takes_back_what_was_presented_before() -> None:
     world = World()
-    asked = verifier(world)
+    asked = verifier(world, {"presentation_seconds": 0})
     await asked.verify(HOLDER, "opaque")
     assert await asked.find_current(HOLDER)
     world.changes = {"vc": {"exp": int(NOW - 1)}}
