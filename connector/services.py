@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from joserfc.jwk import ECKey
+
 from connector.audit.head_file import HeadFile
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.signed_note import Signer, origin_of, read_name
@@ -36,9 +38,10 @@ from connector.events import Bus
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
+from connector.identity.credentials.remote_wallet import RemoteWallet
 from connector.identity.credentials.rules import load_rules
 from connector.identity.credentials.verifier import Verifier
-from connector.identity.identity_service import Identity, OwnWallet
+from connector.identity.identity_service import Identity, OwnWallet, Wallet
 from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
@@ -213,7 +216,7 @@ def build(settings: Settings) -> Services:
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
     resolver = did.DidResolver(net)
-    wallet = OwnWallet(did=participant, key=key)
+    wallet = _wallet(settings, net, did=participant, key=key)
     verifier = _verifier(settings, net, resolver, did=participant, signer=wallet)
     identity = Identity(
         did=participant,
@@ -221,6 +224,7 @@ def build(settings: Settings) -> Services:
         resolver=resolver,
         wallet=wallet,
         verifier=verifier,
+        scopes=settings.credential_scopes,
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
     )
@@ -421,8 +425,16 @@ def build(settings: Settings) -> Services:
     )
 
 
+def _wallet(settings: Settings, net: HttpClient, *, did: str, key: ECKey) -> Wallet:
+    """What signs our tokens: our own key, or a secure token service elsewhere."""
+    if not settings.sts_url or settings.sts_secret_file is None:
+        return OwnWallet(did=did, key=key)
+    client = settings.sts_client_id or did
+    return RemoteWallet(net, url=settings.sts_url, client=client, secret_file=settings.sts_secret_file)
+
+
 def _verifier(
-    settings: Settings, net: HttpClient, resolver: did.DidResolver, *, did: str, signer: OwnWallet
+    settings: Settings, net: HttpClient, resolver: did.DidResolver, *, did: str, signer: Wallet
 ) -> Verifier | None:
     """The verifier of callers' credentials; None without rules. Raises: BadInput for an invalid file."""
     if settings.credential_rules is None:
