@@ -1,4 +1,4 @@
-"""The commands `hanse connector serve | ready | migrate | restored | settings`, installed as an entry point."""
+"""The commands `hanse connector serve | ready | migrate | restored | new-key | settings`, an entry point."""
 
 from __future__ import annotations
 
@@ -85,6 +85,23 @@ def restored(
     typer.echo(f"ended: {done.agreements} agreements, {done.negotiations} negotiations, {done.tokens} tokens")
     typer.echo(f"withdrawn: {done.offers} offers")
     typer.echo(f"the log continues with record {done.size}, under this key, which auditors need: {done.vkey}")
+
+
+@commands.command("new-key")
+def new_key() -> None:
+    """Make a new key that signs for the participant. The DID document goes on listing the old one. Takes effect at the
+    next start."""
+    from connector.identity import keys
+
+    settings = _settings()
+    directory = settings.data_dir / "keys"
+    try:
+        key = keys.change_participant_key(directory)
+    except HanseError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"new key {key.thumbprint()} in {directory}; restart the connector")
+    typer.echo("the DID document goes on listing the files participant-*.pem: remove each when nothing needs its key")
 
 
 @commands.command()

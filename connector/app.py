@@ -184,7 +184,11 @@ def _console(parts: Services) -> APIRouter:
 def _well_known(parts: Services) -> APIRouter:
     routes = APIRouter()
     document = did.document(
-        parts.participant, jwk=keys.public_jwk(parts.identity.key), root_url=parts.settings.root_url
+        parts.participant,
+        jwk=keys.public_jwk(parts.identity.key),
+        root_url=parts.settings.root_url,
+        former=[keys.public_jwk(key) for key in keys.load_former_participant_keys(parts.settings.data_dir / "keys")],
+        credential_service=parts.settings.credential_service,
     )
 
     @routes.get("/.well-known/did.json", include_in_schema=False)

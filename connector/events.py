@@ -104,7 +104,7 @@ class DutyChanged(Event):
 
 
 class NegotiationAdvanced(Event):
-    """`detail`: role, counterparty, state, message."""
+    """`detail`: role, counterparty, state, message; `credentials` that the sender presented, if any."""
 
 
 class DecisionNeeded(Event):

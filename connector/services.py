@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from joserfc.jwk import ECKey
+
 from connector.audit.head_file import HeadFile
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.signed_note import Signer, origin_of, read_name
@@ -37,7 +39,10 @@ from connector.events import Bus
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
-from connector.identity.identity_service import Identity
+from connector.identity.credentials.remote_wallet import RemoteWallet
+from connector.identity.credentials.rules import load_rules
+from connector.identity.credentials.verifier import Verifier
+from connector.identity.identity_service import Identity, OwnWallet, Wallet
 from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
@@ -56,6 +61,7 @@ from connector.store.migrate import sqlite_file
 from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import fact_sources
+from connector.usage.credential_facts import CredentialFacts
 from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import EndReason
@@ -211,10 +217,15 @@ def build(settings: Settings) -> Services:
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
     resolver = did.DidResolver(net)
+    wallet = _wallet(settings, net, did=participant, key=key)
+    verifier = _verifier(settings, net, resolver, did=participant, signer=wallet)
     identity = Identity(
         did=participant,
         key=key,
         resolver=resolver,
+        wallet=wallet,
+        verifier=verifier,
+        scopes=settings.credential_scopes,
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
     )
@@ -227,7 +238,12 @@ def build(settings: Settings) -> Services:
     )
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
-    known = FactCollector(store, trust, more=fact_sources.load())
+    known = FactCollector(
+        store,
+        trust,
+        more=fact_sources.load() if verifier is None else (CredentialFacts(verifier), *fact_sources.load()),
+        uses_register=lambda party: verifier is None or verifier.rules.required_of(party) != "required",
+    )
     converted = _converted(settings, version_secret)
     pool = Pool(
         settings.data_dir / "work",
@@ -408,6 +424,23 @@ def build(settings: Settings) -> Services:
             metrics=metrics,
         ),
     )
+
+
+def _wallet(settings: Settings, net: HttpClient, *, did: str, key: ECKey) -> Wallet:
+    """What signs our tokens: our own key, or a secure token service elsewhere."""
+    if not settings.sts_url or settings.sts_secret_file is None:
+        return OwnWallet(did=did, key=key)
+    client = settings.sts_client_id or did
+    return RemoteWallet(net, url=settings.sts_url, client=client, secret_file=settings.sts_secret_file)
+
+
+def _verifier(
+    settings: Settings, net: HttpClient, resolver: did.DidResolver, *, did: str, signer: Wallet
+) -> Verifier | None:
+    """The verifier of callers' credentials; None without rules. Raises: BadInput for an invalid file."""
+    if settings.credential_rules is None:
+        return None
+    return Verifier(load_rules(settings.credential_rules), net=net, resolver=resolver, did=did, signer=signer)
 
 
 def _round_seconds(settings: Settings, store: Store) -> float:

@@ -24,6 +24,7 @@ NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: not a DID, and no letter that
 # As SQLAlchemy splits it: the rest of a password with an `@` would become host and database.
 _SERVER = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^\]@]*\]|[^/:?@]*)(?::\d*)?(?:/[^?@]*)?(?:\?|$)")
 _DATABASES = ("sqlite", "postgresql+psycopg")
+_SCOPE = re.compile(r"[!-~]{1,512}")
 _DID = re.compile(r"did:[a-z0-9]+:\S+")
 # Error types of numbers, booleans and choices, whose input may be shown.
 _NO_SECRETS = ("bool_", "int_", "float_", "less_than", "greater_than", "string_pattern")
@@ -114,6 +115,16 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _scopes(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Scopes of Decentralized Claims, each from a credential's type or written whole."""
+    for one in value:
+        if not _SCOPE.fullmatch(one):
+            raise ValueError(
+                f"expected types of credentials such as MembershipCredential, or scopes, got {one[:100]!r}"
+            )
+    return tuple(one if ":" in one else f"org.eclipse.dspace.dcp.vc.type:{one}:read" for one in value)
+
+
 def _database(value: str) -> str:
     """Check a database URL, without repeating what follows the scheme, as it may hold a password."""
     scheme, sign, rest = value.partition("://")
@@ -134,6 +145,7 @@ def _database(value: str) -> str:
 
 Place = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_networks)]
+Scopes = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_scopes)]
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, AfterValidator(address)]
 Location = Annotated[str, AfterValidator(_location)]

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from connector.setting_types import Address, Database, Did, Location, Name, Networks, Place, words
+from connector.setting_types import Address, Database, Did, Location, Name, Networks, Place, Scopes, words
 
 
 def find_misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -110,6 +110,30 @@ class Settings(BaseSettings):
     )
     register_max_age: int = Field(
         300, ge=1, description="Seconds that a member register may be old before membership is unknown."
+    )
+    credential_rules: Place = Field(
+        None,
+        description="YAML file with the issuers, scopes and facts of credentials that callers must present "
+        "(Decentralized Claims); empty: none are asked for.",
+    )
+    credential_service: Address = Field(
+        "",
+        description="URL of the participant's credential service, for the DID document (Decentralized Claims); "
+        "empty: none is published.",
+    )
+    credential_scopes: Scopes = Field(
+        (),
+        description="Types of our credentials that each receiver of our tokens may query, comma separated; empty: "
+        "our tokens grant nothing.",
+    )
+    sts_url: Address = Field(
+        "",
+        description="Token endpoint of a secure token service that signs for us, as our wallet is elsewhere; empty: "
+        "our own key signs.",
+    )
+    sts_client_id: str = Field("", description="Our client id at the secure token service; empty: our DID.")
+    sts_secret_file: Place = Field(
+        None, description="File with our client secret at the secure token service (mode 0600)."
     )
     static_tokens: dict[str, str] = Field(
         default_factory=dict,
@@ -273,6 +297,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"expected HANSE_PUBLIC_URL to begin with https:// with HANSE_TLS_CERTIFICATE, got {self.public_url}"
             )
+        if self.sts_url and self.sts_secret_file is None:
+            raise ValueError("expected HANSE_STS_SECRET_FILE with HANSE_STS_URL, got the URL alone; set both")
         if self.workers_warm > self.workers_max:
             raise ValueError(
                 f"expected HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX, got {self.workers_warm} and "
@@ -310,7 +336,8 @@ class Settings(BaseSettings):
         """The connector's private files and folders, which no dataset may use: keys, logs, received data."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
-        files = (self.admin_token_file, self.connections, self.tls_key or self.tls_certificate)  # the key's file
+        secret_files = (self.admin_token_file, self.connections, self.sts_secret_file)
+        files = (*secret_files, self.tls_key or self.tls_certificate)  # the key's file
         return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
 
     @property

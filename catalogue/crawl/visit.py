@@ -158,7 +158,7 @@ class Visit:
         """One page as it came; None where nothing changed since the known ETag."""
         if self.page_count >= self._limits.pages:
             raise Limited(f"the catalogue has more than {self._limits.pages} pages")
-        headers = {"Authorization": self._identity.mint(self._did), "Content-Type": "application/json"}
+        headers = {"Authorization": await self._identity.mint(self._did), "Content-Type": "application/json"}
         if self.page_count == 0 and self._known_etag:
             headers["If-None-Match"] = self._known_etag
         most = self._limits.page_bytes

@@ -56,7 +56,7 @@ class DutyReport:
 class DutyLedger:
     """The duties of every agreement of this participant, as provider and as consumer."""
 
-    def __init__(self, store: Store, wire: PeerTransport, mint: Callable[[str], str]) -> None:
+    def __init__(self, store: Store, wire: PeerTransport, mint: Callable[[str], Awaitable[str]]) -> None:
         self._store, self._wire, self._mint = store, wire, mint
 
     async def of(self, agreement_id: str, *, role: str = "") -> list[DutyStatus]:
@@ -127,7 +127,7 @@ class DutyLedger:
 
     async def _send_report(self, row: Agreement, endpoint: str, path: str, evidence: str) -> None:
         body = json.dumps({"agreement": row.id, "path": path, "evidence": evidence}).encode()
-        headers = {"content-type": "application/json", "authorization": self._mint(row.provider)}
+        headers = {"content-type": "application/json", "authorization": await self._mint(row.provider)}
         reply = await self._wire.call("POST", f"{endpoint}/duties", headers=headers, body=body, max_bytes=64 * 2**10)
         if reply.status >= 300 and reply.status != 409:  # 409: it has this evidence already
             raise PeerRefused(f"the provider answered {reply.status} to the report; try again, or ask its people")

@@ -113,7 +113,7 @@ class NegotiationService:
             row = _new_row(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
             self._machine.is_repeat(tx, caller.id, message)
-            tx.publish(_event_of(row, actor=caller.id, message=message.step))
+            tx.publish(_event_of(row, actor=caller.id, message=message.step, **caller.evidence()))
             sent = self._answer(tx, row, asked=asked, offer=offer, verdict=verdict)
             tx.negotiations.add(row)
             return MessageResult(row, tuple(sent))
@@ -147,7 +147,7 @@ class NegotiationService:
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
             self._machine.is_repeat(tx, caller.id, message)
             tx.negotiations.add(row)
-            tx.publish(_event_of(row, actor=caller.id, message=message.step))
+            tx.publish(_event_of(row, actor=caller.id, message=message.step, **caller.evidence()))
             _ask_person(tx, row, "the provider made this offer unasked")
             return MessageResult(row)
 
@@ -575,7 +575,8 @@ def _new_row(
 
 
 def _event_of(row: Negotiation, **about: Any) -> Event:
-    message = about.pop("message")
+    message, credentials = about.pop("message"), about.pop("credentials", None)
+    detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "message": message}
     return NegotiationAdvanced(
         process=row.id,
         dataset=row.dataset_id,
@@ -583,7 +584,7 @@ def _event_of(row: Negotiation, **about: Any) -> Event:
         correlation=row.correlation,
         code=row.code,
         reason=row.reason,
-        detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "message": message},
+        detail=detail if credentials is None else {**detail, "credentials": credentials},
         **about,
     )
 

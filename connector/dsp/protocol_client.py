@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -69,9 +69,9 @@ class PeerAnswer:
 
 
 class ProtocolClient:
-    """Every outbound call of the protocol. `mint(audience)` makes the Authorization header of one call."""
+    """Every outbound call of the protocol. `await mint(audience)` makes the Authorization header of one call."""
 
-    def __init__(self, *, wire: PeerTransport, mint: Callable[[str], str]) -> None:
+    def __init__(self, *, wire: PeerTransport, mint: Callable[[str], Awaitable[str]]) -> None:
         self._wire = wire
         self._mint = mint
         self._bases: OrderedDict[str, tuple[float, str]] = OrderedDict()
@@ -160,7 +160,7 @@ class ProtocolClient:
         return base
 
     async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> PeerAnswer:
-        headers = {"Authorization": self._mint(audience), "Accept": "application/json"}
+        headers = {"Authorization": await self._mint(audience), "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         return _read_answer(await self._wire.call(method, url, headers=headers, body=body))

@@ -177,7 +177,8 @@ class TransferService:
                 row.data_address = message.data_address.to_wire()
             self._machine.is_repeat(tx, caller.id, message)
             from_agreement = {"purpose_from": "agreement"} if purpose != message.purpose else {}
-            tx.publish(self._event_of(row, actor=caller.id, message=message.step, more=from_agreement))
+            more = {**from_agreement, **caller.evidence()}
+            tx.publish(self._event_of(row, actor=caller.id, message=message.step, more=more))
             sent = self._answer(tx, row, agreement)
             tx.transfers.add(row)
             return MessageResult(row, tuple(sent))

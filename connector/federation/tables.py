@@ -219,7 +219,7 @@ class Holdings:
         return summary
 
     async def _renew(self, transfer: StartedTransfer, held: TransferAccess) -> TransferAccess:
-        header = self._identity.mint(transfer.counterparty)
+        header = await self._identity.mint(transfer.counterparty)
         reply = await self._net.call(
             "POST",
             f"{held.endpoint}/tickets",

@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from joserfc.jwk import ECKey
 
 from connector.errors import Unauthenticated
 from connector.identity import self_issued_token
+from connector.identity.credentials.access_token import mint_access_token
+from connector.identity.credentials.verifier import Verifier
 from connector.identity.did import DidResolver
 from connector.identity.principal import Principal
+
+
+class Wallet(Protocol):
+    """Signs self-issued tokens for us: our own key, or a secure token service elsewhere."""
+
+    async def sign(self, audience: str, *, scopes: Sequence[str] = (), token: str = "") -> str:
+        """A self-issued token for `audience`. Its claim `token` is `token`, or grants `scopes` of our credentials.
+
+        Raises: Busy where the signer cannot be reached now.
+        """
+        ...
+
+
+class OwnWallet:
+    """Signs self-issued tokens with our own key."""
+
+    def __init__(self, *, did: str, key: ECKey) -> None:
+        self._did, self._key = did, key
+
+    async def sign(self, audience: str, *, scopes: Sequence[str] = (), token: str = "") -> str:
+        now = time.time()
+        if scopes and not token:
+            token = mint_access_token(self._key, did=self._did, receiver=audience, scopes=scopes, now=now)
+        claims = {"token": token} if token else None
+        return self_issued_token.mint(self._key, did=self._did, audience=audience, now=now, claims=claims)
 
 
 class Identity:
     """Our own identity (`did` and `key`), and authentication of other participants.
 
     `static` maps bearer tokens to participants, for test set-ups. `anonymous` is the participant for requests without a
-    token; empty refuses them.
+    token; empty refuses them. `wallet` signs our tokens; None: our key does. `scopes`: what each receiver of our
+    tokens may query of our credentials; none: tokens grant nothing. `verifier` checks callers' credentials; None: a
+    token suffices.
     """
 
     def __init__(
@@ -29,10 +59,16 @@ class Identity:
         resolver: DidResolver,
         static: Mapping[str, str] | None = None,
         anonymous: str = "",
+        wallet: Wallet | None = None,
+        scopes: Sequence[str] = (),
+        verifier: Verifier | None = None,
     ) -> None:
         self.did = did
         self.key = key
         self._resolver = resolver
+        self._wallet = wallet or OwnWallet(did=did, key=key)
+        self._scopes = tuple(scopes)
+        self._verifier = verifier
         self._replays = self_issued_token.Replays(since=time.time())
         self._static = dict(static or {})
         self._anonymous = anonymous
@@ -53,12 +89,18 @@ class Identity:
         claims = await self_issued_token.verify(
             token, audience=self.did, resolver=self._resolver, replays=self._replays
         )
-        return Principal(claims["iss"])
+        if self._verifier is None:
+            return Principal(claims["iss"])
+        return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
 
     def read_claimed_issuer(self, authorization: str) -> str:
         """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""
         return self_issued_token.claimed_issuer(authorization.partition(" ")[2].strip(), audience=self.did)
 
-    def mint(self, audience: str) -> str:
-        """An Authorization header that proves our identity to `audience`, for a single request."""
-        return f"Bearer {self_issued_token.mint(self.key, did=self.did, audience=audience, now=time.time())}"
+    async def mint(self, audience: str, *, scopes: Sequence[str] | None = None) -> str:
+        """An Authorization header that proves our identity to `audience`, for a single request.
+
+        `scopes`: what `audience` may query of our credentials; None: what the settings say. Raises: Busy.
+        """
+        wanted = self._scopes if scopes is None else scopes
+        return f"Bearer {await self._wallet.sign(audience, scopes=wanted)}"

@@ -44,6 +44,38 @@ def load_participant_key(directory: Path, *, new: bool = True) -> ECKey:
     )
 
 
+def load_former_participant_keys(directory: Path) -> list[ECKey]:
+    """The participant's former public keys (`participant-*.pem`), which our DID document still lists.
+
+    Raises: BadInput for a file that holds something else.
+    """
+    found = []
+    for path in sorted(directory.glob("participant-*.pem")):
+        try:
+            found.append(ECKey.import_key(path.read_bytes()))
+        except (ValueError, TypeError, JoseError, OSError):
+            raise BadInput(
+                f"expected a public key in PEM in {path}, got something else; restore or remove it"
+            ) from None
+    return found
+
+
+def change_participant_key(directory: Path) -> ECKey:
+    """Make a new participant key. The old one's public part stays as `participant-<thumbprint>.pem`.
+
+    The old public key is written first: if this stops half-way, the old key still signs. Raises: Conflict, BadInput.
+    """
+    before = load_participant_key(directory, new=False)
+    former = directory / f"participant-{before.thumbprint()[:16]}.pem"
+    _read_or_create(former, lambda: before.as_pem(private=False), new=True)
+    after, draft = ECKey.generate_key("P-256"), directory / "participant.next"
+    draft.unlink(missing_ok=True)
+    _read_or_create(draft, lambda: after.as_pem(private=True), new=True)
+    draft.replace(directory / "participant.pem")
+    atomic_files.sync(directory)
+    return after
+
+
 def public_jwk(key: ECKey) -> dict[str, Any]:
     """The public JWK of a key, with its RFC 7638 thumbprint as `kid`."""
     return {**key.as_dict(private=False), "kid": key.thumbprint()}

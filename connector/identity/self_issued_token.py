@@ -26,6 +26,7 @@ from connector.errors import Busy, Unauthenticated
 from connector.identity.did import DID_MAX, DidResolver, host_of
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
+ACCESS_TYPE = "hanse-access+jwt"  # `typ` of our access tokens, which prove no identity
 _TOKEN_MAX = 8 * 2**10
 _LIFE = 60.0
 _LIFE_MAX = 900.0  # others sign for up to ten minutes
@@ -157,6 +158,8 @@ def _split_token(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Unauthenticated("expected a signed JWT as bearer token, got something else") from error
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise Unauthenticated("expected a signed JWT as bearer token, got something else")
+    if str(header.get("typ")).lower() == ACCESS_TYPE:
+        raise Unauthenticated("expected a self-issued token, got an access token; send it in the claim `token`")
     if header.get("alg") not in ALGORITHMS or not isinstance(header.get("kid"), str) or "crit" in header:
         raise Unauthenticated(f"expected a token with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
     return header, claims

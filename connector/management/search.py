@@ -25,7 +25,7 @@ async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url:
     if len(query) > _QUERY_MAX:
         raise BadInput(f"expected words and filters of at most {_QUERY_MAX} letters in an address, came {len(query)}")
     url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query}"
-    headers = {"authorization": identity.mint(operator)} if operator else {}
+    headers = {"authorization": await identity.mint(operator)} if operator else {}
     reply = await net.call("GET", url, headers=headers)
     if reply.status == 401 and headers:  # not a member there: ask as the public
         reply = await net.call("GET", url)

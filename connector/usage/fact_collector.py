@@ -1,8 +1,9 @@
 """Collects the facts about a party for the policy evaluator. A fact that is not known is left out.
 
 Each fact names its source: `signature` (the participant proved its DID), `register` (the operator's signed member
-register, as long as it is valid), plugins (`usage.fact_sources`), `owner` (recorded by the owner; it overrides the
-others), `request` (what the caller declares), `ledger` (duties fulfilled), `clock` and `counter` (our own).
+register, as long as it is valid), `credential` (what the participant presented and we verified), plugins
+(`usage.fact_sources`), `owner` (recorded by the owner; it overrides the others), `request` (what the caller declares),
+`ledger` (duties fulfilled), `clock` and `counter` (our own).
 """
 
 from __future__ import annotations
@@ -65,15 +66,24 @@ def _fact(value: Any, source: str, until: float | None) -> Fact:
 class FactCollector:
     """Collects facts about participants from all sources, and records those that the owner vouches for."""
 
-    def __init__(self, store: Store, trust: MemberRegister, *, more: Iterable[FactSource] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        trust: MemberRegister,
+        *,
+        more: Iterable[FactSource] = (),
+        uses_register: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """`uses_register`: whether the register's facts count for a participant, or its credentials alone."""
         self._store, self._trust, self._more = store, trust, tuple(more)
+        self._uses_register = uses_register
         self._kept: dict[str, tuple[float, tuple[Attestation, ...]]] = {}
         self._changes = 0  # FactRecorded and FactWithdrawn events so far
         store.bus.subscribe(self._on_event)
 
     async def of(self, participant: str) -> Facts:
         """All facts about a participant now."""
-        member = await self._trust.find_member(participant)
+        member = await self._trust.find_member(participant) if self._uses_register(participant) else None
         facts = party_facts(participant, member, until=self._trust.valid_until())
         if self._more:
             facts = facts.adding(await fact_sources.ask(self._more, participant))
@@ -90,7 +100,7 @@ class FactCollector:
         key, wanted = check_attestable(fact), list(given)
         if until is not None and until <= time.time():
             raise BadInput("expected an end in the future, got a time in the past")
-        checked = list(dict.fromkeys(_value(key, text) for text in wanted))
+        checked = list(dict.fromkeys(check_value(key, text) for text in wanted))
         if not checked:
             raise BadInput(f"expected at least one value of {key}")
 
@@ -122,7 +132,7 @@ class FactCollector:
 
         def work(tx: Transaction) -> None:
             about = _subject(tx, subject, key)
-            gone = tx.attestations.remove(about, key, _value(key, value) if value else "")
+            gone = tx.attestations.remove(about, key, check_value(key, value) if value else "")
             if not gone:
                 raise NotFound(f"{key} is not recorded for {about!r}; list facts with `hanse fact list`")
             tx.publish(FactWithdrawn(actor=by, detail={"subject": about, "fact": key, "values": list(gone)}))
@@ -177,7 +187,8 @@ def _owners(rows: list[Attestation]) -> Fact:
     return Fact(tuple(row.value for row in rows), "owner", min(ends) if ends else None)
 
 
-def _value(key: str, text: str) -> str:
+def check_value(key: str, text: str) -> str:
+    """A value of a fact as the evaluator reads it. Raises: BadInput for a value that the fact cannot have."""
     if key == "ds:miningReserved":
         if text not in ("true", "false"):
             raise BadInput(f"ds:miningReserved: expected true or false, got {text[:50]!r}")

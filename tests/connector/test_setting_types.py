@@ -107,3 +107,16 @@ def test_a_folder_that_takes_nothing_is_told_with_the_reason(
     monkeypatch.setattr(setting_types, "os", closed)
     with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, got .* \\({said}\\)"):
         make_folder(tmp_path, "HANSE_DATA_DIR")
+
+
+def test_scopes_are_types_or_written_whole() -> None:
+    whole = "org.eclipse.dspace.dcp.vc.id:urn:uuid:1:read"
+    made = Settings(credential_scopes=f"MembershipCredential, {whole}")  # type: ignore[arg-type]  # as from outside
+    assert made.credential_scopes == ("org.eclipse.dspace.dcp.vc.type:MembershipCredential:read", whole)
+    with pytest.raises(ValidationError, match="MembershipCredential"):
+        Settings(credential_scopes="Membership Credential")  # type: ignore[arg-type]  # as from outside
+
+
+def test_a_secure_token_service_needs_a_secret() -> None:
+    with pytest.raises(ValidationError, match="HANSE_STS_SECRET_FILE"):
+        Settings(sts_url="https://wallet.example/token")

@@ -18,6 +18,7 @@ from connector.identity.did import address_of
 from connector.infra.net.http_client import AddressGuard, HttpClient, split_url
 from connector.setting_types import address
 from connector.urls import BASE_MAX, check_endpoint, read_base, read_url
+from tests.support.minted import minting
 
 HOST = "https://198.51.100.7"
 GOOD = [
@@ -97,7 +98,7 @@ def test_an_endpoint_with_a_character_of_no_address_is_refused(text: str) -> Non
 async def came_in(url: str) -> dict[str, bool]:
     """Which places take this address."""
     net = HttpClient(AddressGuard(allow=["0.0.0.0/0", "::/0"]), timeout=60, max_bytes=1_000)
-    peer = ProtocolClient(wire=net, mint=lambda _: "")
+    peer = ProtocolClient(wire=net, mint=minting())
     wire = {"@type": "DataAddress", "endpointType": "https://w3id.org/idsa/v4.1/HTTP"}
     tried = {
         "call": lambda: split_url(url),

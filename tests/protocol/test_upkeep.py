@@ -24,6 +24,7 @@ from connector.usage import duty_ledger
 from policies.evaluation.evaluate import Facts
 from tests.protocol.test_transfers import agreed, constrained, started
 from tests.support.counterparty import Counterparty
+from tests.support.minted import minting
 from tests.support.pair import Json, Side, pair, settled
 
 LOG: Json = {"permission": [{"action": "use"}], "obligation": [{"action": "ds:log"}]}
@@ -72,7 +73,7 @@ async def test_a_duty_is_told_when_it_falls_due_and_only_then(tmp_path: Path) ->
             for _ in range(3):
                 await upkeep(side).look()
             assert reminders(side) == [(role, "due")]
-        ledger = DutyLedger(two.south.store, two.cable, lambda audience: "Bearer none")
+        ledger = DutyLedger(two.south.store, two.cable, minting("Bearer none"))
         made = await ledger.report(agreement, "/obligation/0", evidence="kept in our log", by="test")
         assert made.standing.state == "fulfilled"
         assert not made.told  # nobody takes reports at the other end of this cable, and that is said
@@ -100,7 +101,7 @@ async def test_evidence_goes_where_http_is_spoken_also_where_rows_come_over_flig
             calls.append((method, url))
             return Reply(200, {}, b"")
 
-        ledger = DutyLedger(two.south.store, SimpleNamespace(call=call), lambda audience: "")  # type: ignore[arg-type]  # a fake
+        ledger = DutyLedger(two.south.store, SimpleNamespace(call=call), minting())  # type: ignore[arg-type]  # a fake
         assert (await ledger.report(agreement, "/obligation/0", evidence="in our log", by="test")).told
         assert calls == [("POST", "https://203.0.113.9/data/v1/duties")]
 
@@ -119,7 +120,7 @@ async def test_an_agreement_of_another_calendar_that_is_kept_keeps_nobody_from_t
             tx.agreements.of(agreement, role="consumer").signed_at = signed_at
 
         await two.south.store.write(dated)
-        ledger = DutyLedger(two.south.store, two.cable, lambda audience: "")
+        ledger = DutyLedger(two.south.store, two.cable, minting())
         assert [one.path for one in await ledger.of(agreement, role="consumer")] == ["/obligation/0"]
         await ledger.list_open()
         for shown in (formatting.moment, formatting.day, formatting.instant, output.format_time):
@@ -173,7 +174,7 @@ async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) ->
         row = await two.south.transfers.request(agreement_id=agreement, by="test")
         refused = await settled(two.south, "transfer", row.id, "TERMINATED")
         assert "no evidence of it is recorded" in refused.reason
-        north = DutyLedger(two.north.store, two.cable, lambda audience: "")
+        north = DutyLedger(two.north.store, two.cable, minting())
         path = "/permission/0/duty/0"
         told = await north.on_report(agreement, path, evidence="we paid", consumer=two.south.participant)
         assert told.state == "due"
@@ -193,7 +194,7 @@ async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) ->
 async def test_reports_that_leave_a_duty_as_it_was_are_kept_once_and_not_without_end(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         agreement, path = await agreed(two, policy=PAY), "/permission/0/duty/0"
-        north = DutyLedger(two.north.store, two.cable, lambda audience: "")
+        north = DutyLedger(two.north.store, two.cable, minting())
 
         async def said(evidence: str) -> int:
             told = await north.on_report(agreement, path, evidence=evidence, consumer=two.south.participant)
@@ -219,7 +220,7 @@ async def test_a_duty_that_falls_due_again_is_reported_as_often(
         start, days = time.time(), iter(range(1, 9))
         clock = SimpleNamespace(time=lambda: start + next(days) * 90_000, sleep=time.sleep, monotonic=time.monotonic)
         monkeypatch.setattr("connector.store.engine.time", clock)
-        north = DutyLedger(two.north.store, two.cable, lambda audience: "")
+        north = DutyLedger(two.north.store, two.cable, minting())
         for number in range(1, 4):
             made = await north.report(
                 agreement, "/obligation/0", evidence="kept in our log", by="test", role="provider"
@@ -312,7 +313,7 @@ async def test_evidence_goes_where_the_oldest_of_many_transfers_says(tmp_path: P
 
         await two.south.store.write(later)
         two.cable.tamper = lambda call: asyncio.sleep(0, Reply(200, {}, b""))
-        ledger = DutyLedger(two.south.store, two.cable, lambda audience: "Bearer none")
+        ledger = DutyLedger(two.south.store, two.cable, minting("Bearer none"))
         assert (await ledger.report(agreement, "/obligation/0", evidence="kept in our log", by="test")).told
         assert two.cable.calls[-1].url == "http://203.0.113.1/moved/duties"
 
@@ -353,7 +354,7 @@ async def test_an_agreement_that_is_not_understood_holds_up_its_own_transfers_al
             await settled(two.north, "transfer", there.id, "SUSPENDED")
             assert "hanse revoke" in (await settled(two.south, "transfer", here.id, "SUSPENDED")).reason
             assert (await two.north.transfer(sound.id)).state == "STARTED"
-        ledger = DutyLedger(two.north.store, two.cable, lambda audience: "")
+        ledger = DutyLedger(two.north.store, two.cable, minting())
         assert await ledger.list_open() == []
         with pytest.raises(Refused, match="not understood here any more"):
             await ledger.of(lost, role="provider")

@@ -36,6 +36,7 @@ from connector.usage.held_agreement import EndReason
 from policies.evaluation.evaluate import Facts
 from policies.odrl import reader
 from tests.support import migrated, wire_check
+from tests.support.minted import minting
 
 Json = dict[str, Any]
 Tamper = Callable[["Call"], Awaitable[Reply | None]]
@@ -302,7 +303,7 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: ProcessLimits 
         makes_partner=process_limits.makes_partner,
         **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing},
     )
-    peer = ProtocolClient(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
+    peer = ProtocolClient(wire=cable, mint=minting(f"Bearer {participant}>{{}}"))
     base = f"http://{host}{routes.PATH}"
     parts = ProcessContext(store=store, sender=sender, peer=peer, participant=participant, base=base, facts_of=facts_of)
     negotiations, plane = NegotiationService(parts, limits=limits), Plane()

@@ -10,6 +10,7 @@ import static org.junit.platform.engine.discovery.DiscoverySelectors.selectPacka
 import java.io.FileReader;
 import java.io.IOException;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -31,6 +32,7 @@ import org.junit.platform.launcher.core.LauncherDiscoveryRequestBuilder;
 import org.junit.platform.launcher.core.LauncherFactory;
 
 public class Runner {
+    /** Packages of the cases, separated by commas: the property `hanse.cases`, or those of the Dataspace Protocol. */
     private static final String CASES = "org.eclipse.dataspacetck.dsp.verification";
     private static final String LAUNCHER = "org.eclipse.dataspacetck.dsp.system.DspSystemLauncher";
 
@@ -60,7 +62,8 @@ public class Runner {
         PostDiscoveryFilter wanted = found -> FilterResult.includedIf(
                 !found.isTest() || found.getDisplayName().contains(part));
         return LauncherDiscoveryRequestBuilder.request()
-                .selectors(selectPackage(CASES))
+                .selectors(Arrays.stream(System.getProperty("hanse.cases", CASES).split(","))
+                        .map(name -> selectPackage(name)).toList())
                 .filters(includeClassNamePatterns(".*Test"), wanted)
                 .build();
     }

@@ -90,9 +90,12 @@ def database() -> dict[str, str]:
 class Product:
     """The running connector. `start` and `stop` it; the rest are management calls."""
 
-    def __init__(self, place: Place, tokens: Mapping[str, str], http: httpx2.AsyncClient) -> None:
+    def __init__(
+        self, place: Place, tokens: Mapping[str, str], http: httpx2.AsyncClient, more: Mapping[str, str] | None = None
+    ) -> None:
+        """`more`: further settings, without their prefix."""
         self.place = place
-        self._environment = place.environment(tokens)
+        self._environment = place.environment(tokens) | {f"HANSE_{key}": one for key, one in (more or {}).items()}
         self._http = http
         self._process: subprocess.Popen[bytes] | None = None
 

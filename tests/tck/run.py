@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -58,11 +59,13 @@ def tools() -> None:
             raise NotReachable(f"{' '.join(command)} failed")
 
 
-def class_path(directory: Path, *options: str) -> tuple[str, str]:
-    """The newest version of the kit that can be had, and its class path. `options` are Maven's."""
-    for version in VERSIONS:
+def class_path(
+    directory: Path, *options: str, pom: Path = HERE / "pom.xml", versions: Sequence[str] = VERSIONS
+) -> tuple[str, str]:
+    """The newest version of a kit that can be had, and its class path. `options` are Maven's."""
+    for version in versions:
         out = directory / "class.path"
-        command = ["mvn", "-B", "-q", *options, "-f", str(HERE / "pom.xml"), f"-Dkit.version={version}"]
+        command = ["mvn", "-B", "-q", *options, "-f", str(pom), f"-Dkit.version={version}"]
         done = subprocess.run(
             [*command, "dependency:build-classpath", f"-Dmdep.outputFile={out}"], capture_output=True, text=True
         )
@@ -72,7 +75,7 @@ def class_path(directory: Path, *options: str) -> tuple[str, str]:
         if not any(words in text for words in UNREACHABLE_WORDS):
             raise RuntimeError(f"Maven failed, and not for want of artifacts:\n{text}")
         print(f"kit {version}: not reachable")
-    raise NotReachable(f"none of {', '.join(VERSIONS)} can be resolved")
+    raise NotReachable(f"none of {', '.join(versions)} can be resolved")
 
 
 def check_runner(classes: str, directory: Path) -> str:
@@ -99,17 +102,21 @@ async def once(version: str, classes: str, directory: Path, part: str) -> int:
         properties = directory / "kit.properties"
         properties.write_text(running.properties(free_port()))
         print(f"kit {version}; seeded in {time.monotonic() - began:.1f} s; logs in {directory}", flush=True)
-        least = "1" if part else str(EXPECTED)
-        kit = await asyncio.create_subprocess_exec(
-            *("java", "-cp", classes, str(HERE / "Runner.java"), str(properties), least, part),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        last = await _follow(kit, directory / "kit.log")
-        code = await kit.wait()
+        code, last = await run_kit(classes, properties, least=1 if part else EXPECTED, part=part)
     print(f"kit {version} took {time.monotonic() - began:.1f} s, exit code {code}")
     print(last, flush=True)
     return code
+
+
+async def run_kit(classes: str, properties: Path, *, least: int, part: str = "") -> tuple[int, str]:
+    """Run the kit's cases with these properties; its exit code and line of counts. Its log is in the same folder."""
+    kit = await asyncio.create_subprocess_exec(
+        *("java", "-cp", classes, str(HERE / "Runner.java"), str(properties), str(least), part),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    last = await _follow(kit, properties.parent / "kit.log")
+    return await kit.wait(), last
 
 
 async def _follow(kit: asyncio.subprocess.Process, log: Path) -> str:

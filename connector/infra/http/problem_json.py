@@ -20,6 +20,8 @@ def problem_response(error: HanseError) -> JSONResponse:
     """The response for an error. Its private detail goes only to our own log."""
     if error.status >= 500:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
+    elif error.private:
+        _log.info("refused", code=error.code, reason=error.message, why=error.private)
     return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=error.headers)
 
 

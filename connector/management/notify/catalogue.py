@@ -105,7 +105,7 @@ class Announcer:
         if not (offered or withdrawn):
             return False
         body = json.dumps({"withdrawn": withdrawn}).encode()
-        headers = {"authorization": self._identity.mint(self._operator), "content-type": "application/json"}
+        headers = {"authorization": await self._identity.mint(self._operator), "content-type": "application/json"}
         reply = await self._net.call("POST", self._url, headers=headers, body=body)
         if reply.status >= 500 or reply.status == 429:
             raise PeerBusy(f"the catalogue answered {reply.status}")

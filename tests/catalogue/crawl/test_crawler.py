@@ -55,7 +55,9 @@ async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
     parts = catalogue.parts
     resolver = DidResolver(parts.net)
     us = parts.settings.did
-    resolver._strangers.keep(us, did._CachedKeys(float("inf"), did._keys(parts.register.did_document(), us)))
+    resolver._strangers.keep(
+        us, did._CachedDocument(float("inf"), did._read_document(parts.register.did_document(), us))
+    )
     claims = await self_issued_token.verify(
         token, audience=north.did, resolver=resolver, replays=self_issued_token.Replays()
     )

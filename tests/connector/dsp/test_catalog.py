@@ -18,6 +18,7 @@ from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import Counterparty
+from tests.support.minted import minting
 from tests.support.pair import USE, Cable, Json, Side, add_dataset, offer_row, pair
 
 DS = "https://w3id.org/hanse/policy/1/"
@@ -323,7 +324,7 @@ async def test_a_catalogue_that_does_not_end_takes_no_memory_without_end() -> No
             link = f'<https://north.example/catalog/request?after={len(asked)}>; rel="next"'
             return Reply(200, {"link": link}, body.encode())
 
-    peer = ProtocolClient(wire=Endless(), mint=str)
+    peer = ProtocolClient(wire=Endless(), mint=minting("{}"))
     partners = ParticipantDirectory(peer=peer, member=dict)  # type: ignore[arg-type]  # nobody is looked up
     with pytest.raises(PeerNonsense, match="expected a catalogue of at most 33554432 bytes from north"):
         await partners.catalog(Participant("did:web:north", "https://north.example", "north"))
@@ -374,7 +375,7 @@ async def test_a_catalogue_of_too_many_values_is_told_as_its_owners() -> None:
         async def call(self, *_: Any, **__: Any) -> Reply:
             return Reply(200, {}, json.dumps({"dataset": [0] * 50_001}).encode())
 
-    partners = ParticipantDirectory(peer=ProtocolClient(wire=Large(), mint=str), member=dict)  # type: ignore[arg-type]  # nobody is looked up
+    partners = ParticipantDirectory(peer=ProtocolClient(wire=Large(), mint=minting("{}")), member=dict)  # type: ignore[arg-type]  # nobody is looked up
     with pytest.raises(PeerNonsense, match=r"expected its catalogue from north as JSON of at most 50000 values"):
         await partners.catalog(Participant("did:web:north", "https://north.example", "north"))
 

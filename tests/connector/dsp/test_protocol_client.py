@@ -13,6 +13,7 @@ from connector.dsp.protocol_client import ProtocolClient, segment
 from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
 from connector.infra.net import resolver
 from connector.infra.net.http_client import AddressGuard, Reply
+from tests.support.minted import minting
 from tests.support.own_name import changed
 
 ROOT = "https://198.51.100.7"
@@ -41,7 +42,7 @@ class Wire:
 
 def peer(*replies: Reply) -> tuple[ProtocolClient, Wire]:
     wire = Wire(*replies)
-    return ProtocolClient(wire=wire, mint=lambda audience: f"Bearer for {audience}"), wire
+    return ProtocolClient(wire=wire, mint=minting("Bearer for {}")), wire
 
 
 def versions(*entries: Any) -> Reply:

@@ -31,8 +31,9 @@ from connector.errors import (
     Unauthenticated,
 )
 from connector.identity import did, keys, self_issued_token
+from connector.identity.credentials.access_token import verify_access_token
 from connector.identity.did import DidResolver
-from connector.identity.identity_service import Identity
+from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.member_register import MemberRegister
 from connector.identity.self_issued_token import Replays
 from connector.infra.net.http_client import AddressGuard, Reply
@@ -340,7 +341,7 @@ async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_w
     async with asyncio.timeout(60):
         while len(web.asked) < 2 + 12:  # then all places of strangers are taken
             await asyncio.sleep(0)
-    resolver._proven.kept["did:web:known.example"] = did._CachedKeys(float("-inf"), b"")
+    resolver._proven.kept["did:web:known.example"] = did._CachedDocument(float("-inf"), b"")
     assert (await asked(resolver, "did:web:known.example"))["kty"] == "EC"
     assert (await asked(resolver, "did:web:member.example"))["kty"] == "EC"
     for task in hanging:
@@ -380,7 +381,7 @@ async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_oth
     await asked(resolver, "did:web:member.example")
     await asked(resolver, "did:web:known.example")
     assert (len(web.asked), len(resolver._strangers.kept)) == (calls, 256)
-    assert b"service" not in resolver._strangers.kept["did:web:s299.example"].keys
+    assert b"dspace-version" not in resolver._strangers.kept["did:web:s299.example"].content
 
 
 async def test_a_document_of_another_participant_is_not_believed() -> None:
@@ -662,3 +663,171 @@ def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, kind: str) -> Non
     (tmp_path / "participant.pem").write_bytes(other.as_pem(private=kind != "public", password=phrase))
     with pytest.raises(BadInput, match="expected a private key of the curve P-256"):
         keys.load_participant_key(tmp_path)
+
+
+LISTS = ("capabilityInvocation", "authentication", "assertionMethod")
+
+
+def plain(**lists: Any) -> dict[str, Any]:
+    """A document whose relationship arrays are `lists` alone."""
+    return {name: value for name, value in document().items() if name not in LISTS} | lists
+
+
+async def found(page: dict[str, Any], purpose: str, key_id: str = f"{THEM}#{KEY.thumbprint()}") -> bool:
+    asked = resolver({"https://them.example/.well-known/did.json": page})
+    asked.allow_every_key([THEM])
+    try:
+        return bool(await asked.key(THEM, key_id, purpose=purpose))
+    except Unauthenticated:
+        return False
+
+
+@pytest.mark.parametrize("purpose", LISTS)
+@pytest.mark.parametrize(
+    ("lists", "counts"),
+    [
+        ({}, True),
+        ({name: [] for name in LISTS}, True),
+        ({"authentication": None}, True),
+        ({"keyAgreement": [f"{THEM}#other"]}, False),
+        ({"capabilityDelegation": [f"{THEM}#other"]}, False),
+        ({"authentication": [f"{THEM}#other"]}, False),
+        ({"authentication": "nonsense"}, False),
+    ],
+)
+async def test_every_key_counts_only_where_a_document_lists_none(
+    lists: dict[str, Any], counts: bool, purpose: str
+) -> None:
+    assert await found(plain(**lists), purpose) is counts
+
+
+async def test_every_key_counts_for_no_peer_by_default() -> None:
+    with pytest.raises(Unauthenticated):
+        await resolver({"https://them.example/.well-known/did.json": plain()}).key(
+            THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation"
+        )
+
+
+METHOD = document()["verificationMethod"][0]
+RELATIVE = {**METHOD, "id": "#one"}
+
+
+@pytest.mark.parametrize("key_id", ["#one", f"{THEM}#one"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        plain(authentication=["#one"], verificationMethod=[RELATIVE]),
+        plain(authentication=[f"{THEM}#one"], verificationMethod=[RELATIVE]),
+        plain(authentication=["#one"], verificationMethod=[{**METHOD, "id": f"{THEM}#one"}]),
+        plain(authentication=[RELATIVE], verificationMethod=[]),
+        plain(authentication=[{**METHOD, "id": f"{THEM}#one"}], verificationMethod=[]),
+    ],
+)
+async def test_methods_are_referred_to_or_embedded_by_whole_or_relative_ids(page: dict[str, Any], key_id: str) -> None:
+    assert await found(page, "authentication", key_id)
+    assert not await found(page, "assertionMethod", key_id)
+
+
+@pytest.mark.parametrize(
+    ("services", "endpoint"),
+    [
+        ([{"type": "CredentialService", "serviceEndpoint": "https://cs"}], "https://cs"),
+        ([{"type": ["Other", "CredentialService"], "serviceEndpoint": "https://cs"}], "https://cs"),
+        ([{"type": "Other", "serviceEndpoint": "https://cs"}], None),
+        ([{"type": "CredentialService", "serviceEndpoint": {"uri": "https://cs"}}], None),
+        ([{"type": "CredentialService", "serviceEndpoint": "https://cs/" + "x" * 2048}], None),
+        ([{"type": "CredentialService"}], None),
+        (["nonsense", None, {"type": {}, "serviceEndpoint": "https://cs"}], None),
+        ({"type": "CredentialService", "serviceEndpoint": "https://cs"}, None),
+    ],
+)
+async def test_a_service_is_found_in_the_document_that_the_key_came_from(services: Any, endpoint: str | None) -> None:
+    web = Web({"https://them.example/.well-known/did.json": {**document(), "service": services}})
+    asked = DidResolver(web)  # type: ignore[arg-type]  # a fake
+    await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="authentication")
+    if endpoint is None:
+        with pytest.raises(Unauthenticated, match="no service"):
+            await asked.service(THEM, "CredentialService")
+    else:
+        assert await asked.service(THEM, "CredentialService") == endpoint
+    assert len(web.calls) == 1
+
+
+def test_our_document_lists_the_new_key_first_the_former_ones_and_the_credential_service(tmp_path: Path) -> None:
+    first = keys.load_participant_key(tmp_path)
+    second = keys.change_participant_key(tmp_path)
+    assert keys.load_participant_key(tmp_path, new=False).thumbprint() == second.thumbprint() != first.thumbprint()
+    (former,) = keys.load_former_participant_keys(tmp_path)
+    assert (former.thumbprint(), former.is_private) == (first.thumbprint(), False)
+    made = did.document(
+        US,
+        jwk=keys.public_jwk(second),
+        root_url="https://us.example",
+        former=[keys.public_jwk(former)],
+        credential_service="https://us.example/credentials",
+    )
+    both = [f"{US}#{key.thumbprint()}" for key in (second, first)]
+    assert [made[name] for name in LISTS] == [both] * 3
+    assert [one["type"] for one in made["service"]] == ["CatalogService", "CredentialService"]
+
+
+def test_a_former_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "participant-old.pem").write_text("nonsense")
+    with pytest.raises(BadInput, match=r"participant-old\.pem"):
+        keys.load_former_participant_keys(tmp_path)
+
+
+SCOPE = "org.eclipse.dspace.dcp.vc.type:MembershipCredential:read"
+
+
+async def granted(receiver: str = US, **changes: Any) -> str:
+    """The access token in a token of THEM for `receiver`; `changes` to its claims, signed by `key`."""
+    identity = Identity(did=THEM, key=KEY, resolver=resolver(), scopes=[SCOPE])
+    header = await identity.mint(receiver)
+    text: str = jwt.decode(header.removeprefix("Bearer "), KEY, algorithms=["ES256"]).claims["token"]
+    return text
+
+
+async def test_a_token_grants_its_receiver_alone_the_scopes_of_the_settings() -> None:
+    text, now = await granted(), time.time()
+    assert verify_access_token(text, [OTHER, KEY], did=THEM, presenter=US, now=now) == {SCOPE}
+    for keys_, who, did_, at in (
+        ([OTHER], US, THEM, now),
+        ([], US, THEM, now),
+        ([KEY], "did:web:other.example", THEM, now),
+        ([KEY], THEM, THEM, now),
+        ([KEY], US, US, now),
+        ([KEY], US, THEM, now + 400),
+        ([KEY], US, THEM, now - 400),
+    ):
+        with pytest.raises(Unauthenticated):
+            verify_access_token(text, keys_, did=did_, presenter=who, now=at)
+
+
+@pytest.mark.parametrize("text", ["", "a.b.c", "x" * 9_000, "opaque"])
+def test_a_text_that_we_did_not_sign_is_no_access_token(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        verify_access_token(text, [KEY], did=THEM, presenter=US, now=time.time())
+
+
+def test_a_self_issued_token_is_no_access_token() -> None:
+    text = self_issued_token.mint(KEY, did=THEM, audience=THEM, now=time.time())
+    with pytest.raises(Unauthenticated, match="access token"):
+        verify_access_token(text, [KEY], did=THEM, presenter=THEM, now=time.time())
+
+
+async def test_an_access_token_is_no_self_issued_token_whoever_gets_it() -> None:
+    asked = resolver()
+    for audience in (US, THEM):
+        with pytest.raises(Unauthenticated, match="access token"):
+            await self_issued_token.verify(await granted(), audience=audience, resolver=asked, replays=Replays())
+    with pytest.raises(Unauthenticated, match="access token"):
+        await verify(token(header={"typ": "Hanse-Access+JWT"}))
+
+
+async def test_tokens_grant_nothing_by_default_and_carry_the_access_token_of_a_query() -> None:
+    identity = Identity(did=THEM, key=KEY, resolver=resolver())
+    header = await identity.mint(US)
+    assert "token" not in jwt.decode(header.removeprefix("Bearer "), KEY, algorithms=["ES256"]).claims
+    text = await OwnWallet(did=THEM, key=KEY).sign(US, token="theirs")
+    assert jwt.decode(text, KEY, algorithms=["ES256"]).claims["token"] == "theirs"

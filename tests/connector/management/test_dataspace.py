@@ -25,6 +25,7 @@ from connector.management.events import Feed, frames
 from connector.management.notify.webhooks import Webhooks
 from tests.support.admin import issued
 from tests.support.counterparty import DATASET, OFFER_ID
+from tests.support.minted import minting
 from tests.support.pair import USE, Json, Pair, Side, pair, settled
 from tests.support.waiting import until
 
@@ -84,7 +85,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
         transfers.router(transfers=side.transfers, receiving=received, fetches=fetches, store=side.store, tokens=tokens)
     )
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))
-    app.include_router(duties.router(DutyLedger(side.store, two.cable, lambda audience: ""), tokens))
+    app.include_router(duties.router(DutyLedger(side.store, two.cable, minting()), tokens))
 
     async def note(event: Event) -> None:
         await side.store.write(lambda tx: tx.publish(event))

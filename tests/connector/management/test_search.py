@@ -63,7 +63,7 @@ async def test_who_is_no_member_there_sees_what_everybody_does() -> None:
             return Reply(status, {}, json.dumps(body).encode())
 
     class Signs:
-        def mint(self, operator: str) -> str:
+        async def mint(self, operator: str) -> str:
             return f"for {operator}"
 
     net: Any = Strict()

@@ -46,7 +46,7 @@ class Listens:
 
 
 class Signs:
-    def mint(self, operator: str) -> str:
+    async def mint(self, operator: str) -> str:
         return f"for {operator}"
 
 

@@ -22,6 +22,7 @@ from connector.infra.net.http_client import AddressGuard, Reply
 from connector.management.notify.webhooks import Webhooks, signature
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
+from tests.support.minted import minting
 
 URL = "https://198.51.100.7/hook"
 
@@ -59,7 +60,7 @@ class Receiver:
 @asynccontextmanager
 async def hooks(store: Store, receiver: Receiver) -> AsyncIterator[Webhooks]:
     sender = Sender(store=store, retry_first=0.005, retry_cap=0.02)
-    made = Webhooks(store=store, sender=sender, peer=ProtocolClient(wire=receiver, mint=str), wire=receiver)
+    made = Webhooks(store=store, sender=sender, peer=ProtocolClient(wire=receiver, mint=minting("{}")), wire=receiver)
     await sender.start()
     try:
         yield made

@@ -1,0 +1,1 @@
+"""Credentials of participants (Decentralized Claims 1.0): access tokens, presentations, credentials, status lists."""

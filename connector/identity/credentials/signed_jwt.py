@@ -1,0 +1,107 @@
+"""Signed JWTs of others: reads them within limits, and checks signatures with keys of DID documents.
+
+Whatever is wrong is `Unauthenticated`. Only keys of DID documents count: `jwk`, `jku` and `x5u` of headers are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode
+from dataclasses import dataclass
+from typing import Any
+
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jws import JWSRegistry
+
+from connector.errors import Unauthenticated
+from connector.identity.did import DidResolver
+from connector.identity.self_issued_token import ALGORITHMS, public_key
+
+JWT_MAX = 4 * 2**20  # a status list is the longest
+LEEWAY = 30.0  # seconds
+_LATEST = 2.0**53
+_REGISTRY = JWSRegistry(algorithms=list(ALGORITHMS))
+_REGISTRY.max_payload_length = JWT_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJwt:
+    """A JWT before any check of its signature. `signer`: the DID of its `kid`; empty if the kid is relative."""
+
+    text: str
+    kid: str
+    signer: str
+    claims: dict[str, Any]
+
+
+def read_jwt(text: object, *, what: str, longest: int) -> ReadJwt:
+    """The parts of a JWT. `what` names it in errors. Raises: Unauthenticated."""
+    if not isinstance(text, str) or len(text) > longest or text.count(".") != 2 or not text.isascii():
+        raise Unauthenticated(f"expected {what} as a signed JWT of at most {longest} characters")
+    try:
+        header, claims = (_decode(piece) for piece in text.split(".")[:2])
+    except (ValueError, RecursionError) as error:
+        raise Unauthenticated(f"expected {what} as a signed JWT, got something else") from error
+    kid = header.get("kid")
+    if header.get("alg") not in ALGORITHMS or not isinstance(kid, str) or "crit" in header or "b64" in header:
+        raise Unauthenticated(f"expected {what} with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
+    return ReadJwt(text, kid, kid.partition("#")[0], claims)
+
+
+def _decode(piece: str) -> dict[str, Any]:
+    value = json.loads(
+        urlsafe_b64decode(piece + "=" * (-len(piece) % 4)),
+        object_pairs_hook=_without_doubles,
+        parse_constant=_no_number,
+    )
+    if not isinstance(value, dict):
+        raise ValueError("expected an object")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. A name that occurs twice would be read differently by others. Raises: ValueError."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("expected each name once")
+    return made
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"expected a number, got {name}")
+
+
+async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> None:
+    """Check that `signer` signed with a key that its document lists under `purpose`. Raises: Unauthenticated, Busy."""
+    if read.signer not in (signer, ""):
+        raise Unauthenticated(f"expected {what} signed by {signer}, got one signed by {read.signer[:200]!a}")
+    jwk = await resolver.key(signer, read.kid, purpose=purpose)
+    try:
+        jws.deserialize_compact(read.text, public_key(jwk), registry=_REGISTRY)
+    except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
+        raise Unauthenticated(f"{what} is not signed by the key of {signer} that it names") from error
+
+
+def check_period(claims: dict[str, Any], *, what: str, now: float) -> None:
+    """Check iat, nbf and exp where present. Raises: Unauthenticated."""
+    for name in ("iat", "nbf"):
+        if (at := seconds_of(claims, name, what=what)) is not None and now < at - LEEWAY:
+            raise Unauthenticated(f"{what} is not valid yet ({name}); check the clocks of both sides")
+    if (end := seconds_of(claims, "exp", what=what)) is not None and now >= end + LEEWAY:
+        raise Unauthenticated(f"{what} is expired")
+
+
+def seconds_of(claims: dict[str, Any], name: str, *, what: str) -> float | None:
+    """A claim in seconds; None without it. Raises: Unauthenticated for anything but a number."""
+    value = claims.get(name)
+    if name in claims and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST):
+        raise Unauthenticated(f"expected {what} whose {name} is a number of seconds")
+    return None if value is None else float(value)
+
+
+def list_of(value: object) -> list[Any]:
+    """A value that may be single or a list, as a list; None is empty."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
