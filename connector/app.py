@@ -34,6 +34,7 @@ from connector.management import (
     facts,
     negotiations,
     offers,
+    personal_tokens,
     queries,
     receipts,
     search,
@@ -109,6 +110,7 @@ def management_app(parts: Services) -> FastAPI:
     for routes in (
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
+        personal_tokens.router(tokens, parts.personal),
         datasets.router(parts.registry, parts.owners_view, tokens),
         datasets.registrations_router(parts.registry, tokens),
         offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view),
@@ -155,6 +157,7 @@ def _console(parts: Services) -> APIRouter:
         participant=parts.participant,
         version=VERSION,
         tokens=parts.tokens,
+        personal=parts.personal,
         trust=parts.trust,
         store=parts.store,
         registry=parts.registry,

@@ -45,6 +45,7 @@ from connector.management import (
 from connector.management.auth import Tokens
 from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
+from connector.management.personal_tokens import PersonalTokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import VersionChecks
@@ -79,6 +80,7 @@ class Services:
     trust: MemberRegister
     known: FactCollector
     tokens: Tokens
+    personal: PersonalTokens
     pool: Pool
     outside: Outside
     registry: Registry
@@ -357,6 +359,7 @@ def build(settings: Settings) -> Services:
         trust=trust,
         known=known,
         tokens=Tokens(store),
+        personal=PersonalTokens(store),
         pool=pool,
         outside=outside,
         registry=registry,

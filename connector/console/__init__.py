@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
-from connector.console import audit, datasets, login, overview, query, system
+from connector.console import audit, datasets, login, overview, personal_tokens, query, system
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
 from connector.console import search as search_pages
@@ -28,6 +28,7 @@ from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity.member_register import MemberRegister
 from connector.management.auth import Tokens
+from connector.management.personal_tokens import PersonalTokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.settings import Settings
@@ -41,6 +42,7 @@ def router(
     participant: str,
     version: str,
     tokens: Tokens,
+    personal: PersonalTokens,
     trust: MemberRegister,
     store: Store,
     registry: Registry,
@@ -77,6 +79,7 @@ def router(
         search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
         query.router(pages, coordinator=coordinator, holdings=holdings),
         audit.router(pages, log=log, signer=signer),
+        personal_tokens.router(pages, personal=personal),
         system.router(pages, tokens=tokens, settings=settings),
     ):
         routes.include_router(one)

@@ -38,6 +38,9 @@ class TokenView(BaseModel):
     scopes: list[str]
     created_at: float
     expires_at: float | None
+    last_used_at: float | None = None
+    owner: str = Field("", description="Owner of a personal access token.")
+    label: str = Field("", description="The owner's name for a personal access token.")
 
 
 class Self(BaseModel):
@@ -81,7 +84,15 @@ def router(
     @routes.get("/tokens", summary="Tokens of the management API, without their text")
     async def listed(_: Caller = admin) -> list[TokenView]:
         return [
-            TokenView(name=row.name, scopes=row.scopes, created_at=row.created_at, expires_at=row.expires_at)
+            TokenView(
+                name=row.name,
+                scopes=row.scopes,
+                created_at=row.created_at,
+                expires_at=row.expires_at,
+                last_used_at=row.last_used_at,
+                owner=row.owner_name or "",
+                label=row.label or "",
+            )
             for row in await tokens.list()
         ]
 

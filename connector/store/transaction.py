@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from sqlalchemy import Connection, String, func, select
 from sqlalchemy.orm import Session
 
+from connector.acting import Acting
 from connector.events import Event
 from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.queries.agreements import AgreementQueries
@@ -43,11 +45,15 @@ class Transaction:
         self.now = now
         self.origin = origin
         self.published: list[Event] = []
+        self.acting: Acting | None = None  # set by the store for work of a management request
         self.transaction_id: int | None = None  # PostgreSQL's, where there are events
 
     def publish(self, event: Event) -> None:
-        """Store the event with the change; it is delivered to subscribers after the commit."""
-        self.published.append(event)
+        """Store the event with the change; it is delivered to subscribers after the commit.
+
+        An event of the current request's caller also gets the caller's subject, token and job.
+        """
+        self.published.append(_complete(event, self.acting))
 
     def is_writable(self) -> bool:
         """Whether the database accepts changes. A standby and a read-only database do not."""
@@ -123,3 +129,10 @@ class Transaction:
     @cached_property
     def audit(self) -> AuditQueries:
         return AuditQueries(self._unit)
+
+
+def _complete(event: Event, acting: Acting | None) -> Event:
+    """Return the event with subject, token and job, if the caller of the current request is its actor."""
+    if acting is None or event.actor != acting.name:
+        return event
+    return replace(event, subject=acting.subject, token=acting.token, job=event.job or acting.job)
