@@ -158,6 +158,7 @@ def _console(parts: Services) -> APIRouter:
         version=VERSION,
         tokens=parts.tokens,
         personal=parts.personal,
+        sign_on=parts.sign_on,
         trust=parts.trust,
         store=parts.store,
         registry=parts.registry,

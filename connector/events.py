@@ -196,6 +196,14 @@ class TokenIssued(Event): ...
 class TokenRevoked(Event): ...
 
 
+class SessionStarted(Event):
+    """A person logged in at a provider. `detail`: provider, roles."""
+
+
+class SessionEnded(Event):
+    """A person logged out here or at the provider. A session that expires has no record. `detail`: provider."""
+
+
 class WebhookChanged(Event): ...
 
 

@@ -46,6 +46,7 @@ from connector.management.auth import Tokens
 from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
 from connector.management.personal_tokens import PersonalTokens
+from connector.management.sign_on import SignOn, read_providers
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import VersionChecks
@@ -81,6 +82,7 @@ class Services:
     known: FactCollector
     tokens: Tokens
     personal: PersonalTokens
+    sign_on: SignOn
     pool: Pool
     outside: Outside
     registry: Registry
@@ -360,6 +362,13 @@ def build(settings: Settings) -> Services:
         known=known,
         tokens=Tokens(store),
         personal=PersonalTokens(store),
+        sign_on=SignOn(
+            store,
+            net,
+            read_providers(settings.sign_on),
+            base=settings.management_url or settings.console_url,
+            secret=hmac.digest(mask_secret, b"login attempts", "sha256"),
+        ),
         pool=pool,
         outside=outside,
         registry=registry,

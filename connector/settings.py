@@ -93,6 +93,14 @@ class Settings(BaseSettings):
         "the first "
         "start; empty: the token is printed.",
     )
+    management_url: Address = Field(
+        "",
+        description="URL of the management listener as browsers reach it, for sign-on; empty: http://management_host:management_port.",
+    )
+    sign_on: Place = Field(
+        None,
+        description="YAML file (mode 0600) with the OpenID Connect providers for logins; empty: tokens only.",
+    )
     catalogue_url: Address = Field(
         "",
         description="URL of the data space's catalogue, for `hanse search` and to notify it of changed offers; empty: "
@@ -307,7 +315,12 @@ class Settings(BaseSettings):
         """The connector's private files and folders, which no dataset may use: keys, logs, received data."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
-        files = (self.admin_token_file, self.connections, self.tls_key or self.tls_certificate)  # the key's file
+        files = (
+            self.admin_token_file,
+            self.connections,
+            self.sign_on,
+            self.tls_key or self.tls_certificate,
+        )  # the key's file
         return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
 
     @property

@@ -29,6 +29,7 @@ from connector.federation.tables import Holdings
 from connector.identity.member_register import MemberRegister
 from connector.management.auth import Tokens
 from connector.management.personal_tokens import PersonalTokens
+from connector.management.sign_on import SignOn
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.settings import Settings
@@ -43,6 +44,7 @@ def router(
     version: str,
     tokens: Tokens,
     personal: PersonalTokens,
+    sign_on: SignOn,
     trust: MemberRegister,
     store: Store,
     registry: Registry,
@@ -67,7 +69,8 @@ def router(
     )  # fmt: skip
     routes = APIRouter(include_in_schema=False)
     for one in (
-        login.router(pages, secure=settings.root_url.startswith("https:")),
+        login.router(pages, sign_on, secure=_is_secure(settings)),
+        login.back_channel(sign_on),
         overview.router(pages, store=store, log=log, settings=settings),
         datasets.router(pages, registry=registry, store=store, settings=settings),
         offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
@@ -84,3 +87,8 @@ def router(
     ):
         routes.include_router(one)
     return routes
+
+
+def _is_secure(settings: Settings) -> bool:
+    """Return whether browsers reach the console over https, so that cookies need it."""
+    return (settings.management_url or settings.root_url).startswith("https:")

@@ -18,6 +18,7 @@ _SECRET = ("static_tokens", "database_url")
 _SCOPES = {
     "read": "see datasets, offers, negotiations, agreements and transfers",
     "owner": "register datasets, publish offers, decide and revoke as provider",
+    "approve": "see and decide negotiations as provider",
     "consume": "search, ask for agreements, read data and ask questions",
     "audit": "read the log and take evidence",
     "metrics": "read the figures of /metrics, for a monitor, and nothing else",
@@ -58,7 +59,7 @@ def router(pages: PageRenderer, *, tokens: Tokens, settings: Settings) -> APIRou
         try:
             given = {"name": said.get("name"), "scopes": said.all("scope"), "days": parse_number(said.get("days"))}
             new = NewToken.model_validate(given)
-            text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
+            text = await tokens.issue(new.name, new.scopes, by=caller.name, subject=caller.subject, days=new.days)
         except ValidationError as invalid:
             return await _render_tokens(request, said=said, error=validation_error(invalid.errors()))
         except HanseError as error:

@@ -27,9 +27,10 @@ from connector.acting import Acting
 from connector.errors import AlreadyExists, BadInput, Busy, NotFound, ScopeMissing, Unauthenticated
 from connector.events import Event, RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
-from connector.store.tables import ApiToken
+from connector.store.tables import ApiToken, SignOnSession
 
-SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
+SCOPES = ("read", "owner", "approve", "consume", "audit", "metrics", "admin")
+DECIDING = {"provider": ("owner", "approve"), "consumer": ("consume",)}  # scopes that decide negotiations, by our role
 COOKIE = "hanse_session"
 MAKER_PREFIX = "token:"  # before the name of the token that made a personal access token
 _USE_NOTED_SECONDS = 60.0  # the last use is stored at most this often
@@ -40,18 +41,23 @@ class Caller:
     """The holder of a valid token.
 
     `owner` is who owns the personal access tokens that the holder makes; `token` is the id of the personal access token
-    in use, if it is one.
+    in use, if it is one. `subject` is issuer and subject of a person.
     """
 
     name: str
     scopes: frozenset[str]
     owner: str = ""
     token: str = ""
+    subject: str = ""
+
+    def may_decide(self, role: str) -> bool:
+        """Return whether the token may decide a negotiation in this role of ours."""
+        return any(map(self.may, DECIDING[role]))
 
     @property
     def acting(self) -> Acting:
         """The caller as log records name it."""
-        return Acting(self.name, token=self.token)
+        return Acting(self.name, subject=self.subject, token=self.token)
 
     def may(self, scope: str) -> bool:
         """Return whether the token has `scope`. Admin has all scopes; the empty scope needs any token."""
@@ -89,9 +95,11 @@ class Tokens:
 
         await self._store.write(work)
 
-    async def issue(self, name: str, scopes: list[str], *, by: str, days: float | None = None) -> str:
+    async def issue(
+        self, name: str, scopes: list[str], *, by: str, days: float | None = None, subject: str = ""
+    ) -> str:
         """Make a token and return its text, which is never shown again. `by`: the name of an admin token that is valid
-        now.
+        now; or of a person with an open session as operator, whose `subject` is given.
 
         Raises: Unauthenticated where `by` has just ended.
         """
@@ -102,7 +110,7 @@ class Tokens:
 
         def work(tx: Transaction) -> None:
             tx.tokens.lock_exclusively()
-            if by not in [row.name for row in _admins(tx)]:
+            if not _is_admin(tx, by, subject):
                 raise Unauthenticated("this token has just ended; ask an administrator for a new one")
             if tx.tokens.find_by_name(name) is not None:
                 raise AlreadyExists(
@@ -144,18 +152,22 @@ class Tokens:
         """
         digest, now = digest_of(token), time.time()
 
-        def find(tx: Transaction) -> tuple[ApiToken | None, ApiToken | None]:
+        def find(tx: Transaction) -> tuple[ApiToken | None, ApiToken | None, SignOnSession | None]:
             row = tx.tokens.find_by_digest(digest)
-            return row, _find_owner(tx, row) if row is not None else None
+            return (None, None, tx.sessions.find(digest)) if row is None else (row, _find_owner(tx, row), None)
 
-        row, owner = await self._store.read(find)
+        row, owner, session = await self._store.read(find)
+        if session is not None:
+            return _read_session(session, now)
         if row is None:
             raise Unauthenticated("this token is not known here; use one that this connector issued")
         if _is_over(row, now) or (owner is not None and _is_over(owner, now)):
             raise Unauthenticated("this token has expired; ask an administrator for a new one")
         await self._note_use(row, now)
         if row.owner:
-            return Caller(row.owner_name or row.owner, frozenset(row.scopes), owner=row.owner, token=row.name)
+            subject = "" if row.owner.startswith(MAKER_PREFIX) else row.owner
+            name = row.owner_name or row.owner
+            return Caller(name, frozenset(row.scopes), owner=row.owner, token=row.name, subject=subject)
         return Caller(row.name, frozenset(row.scopes), owner=MAKER_PREFIX + row.name)
 
     async def _note_use(self, row: ApiToken, now: float) -> None:
@@ -224,6 +236,18 @@ class Requirement:
         caller = await self.tokens.let_in(request, self.scope)
         raw_access.allow(self.records is not None)
         return caller
+
+
+def _read_session(session: SignOnSession, now: float) -> Caller:
+    if session.expires_at <= now:
+        raise Unauthenticated("this session has expired; log in again")
+    return Caller(session.name, frozenset(session.scopes), owner=session.subject, subject=session.subject)
+
+
+def _is_admin(tx: Transaction, by: str, subject: str) -> bool:
+    if subject:
+        return tx.sessions.is_admin(subject, tx.now)
+    return by in [row.name for row in _admins(tx)]
 
 
 def _is_over(row: ApiToken, now: float) -> bool:

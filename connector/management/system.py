@@ -98,7 +98,7 @@ def router(
 
     @routes.post("/tokens", status_code=201, summary="Issue a token; its text is shown this once")
     async def issue(new: NewToken, caller: Caller = admin) -> TokenText:
-        text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
+        text = await tokens.issue(new.name, new.scopes, by=caller.name, subject=caller.subject, days=new.days)
         return TokenText(name=new.name, scopes=new.scopes, token=text)
 
     @routes.delete("/tokens/{name}", status_code=204, summary="End a token at once")

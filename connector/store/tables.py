@@ -81,6 +81,24 @@ class ApiToken(ConnectorTable):
     last_used_at: Mapped[float | None]
 
 
+class SignOnSession(ConnectorTable):
+    """A session of a person who logged in at a provider; only the SHA-256 of its text is stored.
+
+    It lasts no longer than the ID token. `subject` is issuer and subject, `sid` the provider's session if it has one.
+    """
+
+    __tablename__ = "sign_on_session"
+    digest: Mapped[str] = mapped_column(_Key, primary_key=True)
+    provider: Mapped[str] = mapped_column(_Key)
+    subject: Mapped[str]
+    sid: Mapped[str]
+    name: Mapped[str]
+    scopes: Mapped[list[Any]]
+    id_token: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
 class RegisteredDataset(ConnectorTable):
     """A registered dataset. Invisible to others until an offer is attached."""
 

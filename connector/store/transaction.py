@@ -20,6 +20,7 @@ from connector.store.queries.outbox import OutboxQueries
 from connector.store.queries.process_counters import ProcessCounterQueries
 from connector.store.queries.pushed_data import PushedDataQueries
 from connector.store.queries.reads import OpenReadQueries
+from connector.store.queries.sessions import SessionQueries
 from connector.store.queries.tokens import TokenQueries
 from connector.store.queries.usage import AttestationQueries, DutyQueries
 from connector.store.tables import AuditPending, core_table
@@ -83,6 +84,10 @@ class Transaction:
         return TokenQueries(self.session)
 
     @cached_property
+    def sessions(self) -> SessionQueries:
+        return SessionQueries(self.session)
+
+    @cached_property
     def datasets(self) -> DatasetQueries:
         return DatasetQueries(self.session)
 
@@ -135,4 +140,4 @@ def _complete(event: Event, acting: Acting | None) -> Event:
     """Return the event with subject, token and job, if the caller of the current request is its actor."""
     if acting is None or event.actor != acting.name:
         return event
-    return replace(event, subject=acting.subject, token=acting.token, job=event.job or acting.job)
+    return replace(event, subject=event.subject or acting.subject, token=acting.token, job=event.job or acting.job)

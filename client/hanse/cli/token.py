@@ -20,7 +20,9 @@ Name = Annotated[str, typer.Argument(help="Who holds it, as the log names its ac
 @commands.command()
 def issue(
     name: Name,
-    scope: Annotated[list[str], typer.Option(help="read, owner, consume, audit, metrics or admin; may be repeated.")],
+    scope: Annotated[
+        list[str], typer.Option(help="read, owner, approve, consume, audit, metrics or admin; repeatable.")
+    ],
     days: Annotated[float | None, typer.Option(help="Days until it ends; without it, it does not.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -77,7 +77,7 @@ PAGES = [
     ("/settings", "admin", True),
     ("/personal-tokens", "", True),
 ]
-SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
+SCOPES = ("read", "owner", "approve", "consume", "audit", "metrics", "admin")
 
 
 @pytest.fixture
