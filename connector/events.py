@@ -32,6 +32,9 @@ class Event:
     reason: str = ""  # why, for people
     rule: str = ""  # which rule refused it
     correlation: str = ""
+    subject: str = ""  # issuer and subject of the person or workload that the actor is
+    token: str = ""  # id of the personal access token in use
+    job: str = ""  # id of the training job
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -196,6 +199,14 @@ class TokenIssued(Event): ...
 
 
 class TokenRevoked(Event): ...
+
+
+class SessionStarted(Event):
+    """A person logged in at a provider. `detail`: provider, roles."""
+
+
+class SessionEnded(Event):
+    """A person logged out here or at the provider. A session that expires has no record. `detail`: provider."""
 
 
 class WebhookChanged(Event): ...

@@ -51,6 +51,8 @@ from connector.management import (
 from connector.management.auth import Tokens
 from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
+from connector.management.personal_tokens import PersonalTokens
+from connector.management.sign_on import SignOn, read_providers
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import VersionChecks
@@ -86,6 +88,8 @@ class Services:
     trust: MemberRegister
     known: FactCollector
     tokens: Tokens
+    personal: PersonalTokens
+    sign_on: SignOn
     pool: Pool
     outside: Outside
     registry: Registry
@@ -374,6 +378,14 @@ def build(settings: Settings) -> Services:
         trust=trust,
         known=known,
         tokens=Tokens(store),
+        personal=PersonalTokens(store),
+        sign_on=SignOn(
+            store,
+            net,
+            read_providers(settings.sign_on),
+            base=settings.management_url or settings.console_url,
+            secret=hmac.digest(mask_secret, b"login attempts", "sha256"),
+        ),
         pool=pool,
         outside=outside,
         registry=registry,

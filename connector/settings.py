@@ -93,6 +93,14 @@ class Settings(BaseSettings):
         "the first "
         "start; empty: the token is printed.",
     )
+    management_url: Address = Field(
+        "",
+        description="URL of the management listener as browsers reach it, for sign-on; empty: http://management_host:management_port.",
+    )
+    sign_on: Place = Field(
+        None,
+        description="YAML file (mode 0600) with the OpenID Connect providers for logins; empty: tokens only.",
+    )
     catalogue_url: Address = Field(
         "",
         description="URL of the data space's catalogue, for `hanse search` and to notify it of changed offers; empty: "
@@ -336,7 +344,7 @@ class Settings(BaseSettings):
         """The connector's private files and folders, which no dataset may use: keys, logs, received data."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
-        secret_files = (self.admin_token_file, self.connections, self.sts_secret_file)
+        secret_files = (self.admin_token_file, self.connections, self.sts_secret_file, self.sign_on)
         files = (*secret_files, self.tls_key or self.tls_certificate)  # the key's file
         return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
 

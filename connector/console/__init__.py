@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
-from connector.console import audit, datasets, login, overview, query, system
+from connector.console import audit, datasets, login, overview, personal_tokens, query, system
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
 from connector.console import search as search_pages
@@ -28,6 +28,8 @@ from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity.member_register import MemberRegister
 from connector.management.auth import Tokens
+from connector.management.personal_tokens import PersonalTokens
+from connector.management.sign_on import SignOn
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.settings import Settings
@@ -41,6 +43,8 @@ def router(
     participant: str,
     version: str,
     tokens: Tokens,
+    personal: PersonalTokens,
+    sign_on: SignOn,
     trust: MemberRegister,
     store: Store,
     registry: Registry,
@@ -65,7 +69,8 @@ def router(
     )  # fmt: skip
     routes = APIRouter(include_in_schema=False)
     for one in (
-        login.router(pages, secure=settings.root_url.startswith("https:")),
+        login.router(pages, sign_on, secure=_is_secure(settings)),
+        login.back_channel(sign_on),
         overview.router(pages, store=store, log=log, settings=settings),
         datasets.router(pages, registry=registry, store=store, settings=settings),
         offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
@@ -77,7 +82,13 @@ def router(
         search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
         query.router(pages, coordinator=coordinator, holdings=holdings),
         audit.router(pages, log=log, signer=signer),
+        personal_tokens.router(pages, personal=personal),
         system.router(pages, tokens=tokens, settings=settings),
     ):
         routes.include_router(one)
     return routes
+
+
+def _is_secure(settings: Settings) -> bool:
+    """Return whether browsers reach the console over https, so that cookies need it."""
+    return (settings.management_url or settings.root_url).startswith("https:")

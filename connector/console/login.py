@@ -1,8 +1,9 @@
-"""Login, logout and static files: the only routes that need no session."""
+"""Login, logout and static files: the only routes that need no session. `management.sign_on` does the sign-on."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
@@ -11,7 +12,9 @@ from connector.console.page import PageRenderer, local_path, read_form
 from connector.errors import NotFound, Unauthenticated
 from connector.infra import html
 from connector.management.auth import COOKIE
+from connector.management.sign_on import ATTEMPT_COOKIE, ATTEMPT_SECONDS, Login, SignOn
 
+_FIELDS_MAX = 10
 SESSION_SECONDS = 12 * 3600
 _OWN = Path(__file__).parent / "static"
 _FILES = {
@@ -21,7 +24,7 @@ _FILES = {
 }
 
 
-def router(pages: PageRenderer, *, secure: bool) -> APIRouter:
+def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
     """`secure`: send the session cookie over https only."""
     routes = pages.router()
 
@@ -35,7 +38,7 @@ def router(pages: PageRenderer, *, secure: bool) -> APIRouter:
 
     @routes.get("/login")
     async def login_page(request: Request, to: str = "/") -> Response:
-        return await pages.render(request, "login.html", problem="", to=local_path(to))
+        return await _render_login(request, to=local_path(to))
 
     @routes.post("/login")
     async def login(request: Request) -> Response:
@@ -44,7 +47,7 @@ def router(pages: PageRenderer, *, secure: bool) -> APIRouter:
         try:
             caller = await pages.tokens.let_in(_with_token(request, token), "")
         except Unauthenticated as error:
-            return await pages.render(request, "login.html", status=401, problem=error.message, to=to)
+            return await _render_login(request, error=error, to=to)
         landing = "/audit" if to == "/" and not caller.may("read") and caller.may("audit") else to
         answer = RedirectResponse(landing, status_code=303)
         answer.set_cookie(
@@ -53,10 +56,61 @@ def router(pages: PageRenderer, *, secure: bool) -> APIRouter:
         return answer
 
     @routes.post("/logout")
-    async def logout() -> Response:
-        answer = RedirectResponse("/login", status_code=303)
+    async def logout(request: Request) -> Response:
+        """End the session here, then at its provider. The page leads there: a form may only lead to this console."""
+        away = await sign_on.end(request.cookies.get(COOKIE, ""))
+        answer: Response = RedirectResponse("/login", status_code=303)
+        if away:
+            answer = await pages.render(request, "goto.html", heading="Logged out here", target=away)
         answer.delete_cookie(COOKIE, path="/")
         return answer
+
+    @routes.get("/login/with/{provider}")
+    async def begin(provider: str, to: str = "/") -> Response:
+        away, attempt = await sign_on.begin(provider, to=local_path(to))
+        answer = RedirectResponse(away, status_code=303)
+        # The provider's redirect back is a navigation from another site, which only a lax cookie comes with.
+        answer.set_cookie(
+            ATTEMPT_COOKIE,
+            attempt,
+            max_age=ATTEMPT_SECONDS,
+            httponly=True,
+            samesite="lax",
+            secure=secure,
+            path="/login",
+        )
+        return answer
+
+    @routes.get("/login/with/{provider}/callback")
+    async def finish(request: Request, provider: str) -> Response:
+        try:
+            done = await sign_on.finish(provider, request.query_params, request.cookies.get(ATTEMPT_COOKIE, ""))
+        except Unauthenticated as error:
+            answer: Response = await _render_login(request, error=error)
+        else:
+            answer = await _welcome(request, done)
+        answer.delete_cookie(ATTEMPT_COOKIE, path="/login")
+        return answer
+
+    async def _welcome(request: Request, done: Login) -> Response:
+        """Set the session's cookie. The page leads on: a strict cookie does not come with the provider's redirect."""
+        blind = done.to == "/" and not {"read", "admin"} & set(done.scopes)
+        target = ("/audit" if "audit" in done.scopes else "/personal-tokens") if blind else done.to
+        answer = await pages.render(request, "goto.html", heading="Logged in", target=target)
+        answer.set_cookie(
+            COOKIE, done.session, max_age=done.seconds, httponly=True, samesite="strict", secure=secure, path="/"
+        )
+        return answer
+
+    async def _render_login(request: Request, *, error: Unauthenticated | None = None, to: str = "/") -> Response:
+        return await pages.render(
+            request,
+            "login.html",
+            status=401 if error else 200,
+            problem=error.message if error else "",
+            providers=sign_on.providers,
+            to=to,
+        )
 
     return routes
 
@@ -66,3 +120,21 @@ def _with_token(request: Request, token: str) -> Request:
     said = f"Bearer {token}".encode("latin-1", "replace")
     headers = [pair for pair in request.scope["headers"] if pair[0] not in (b"authorization", b"cookie")]
     return Request({**request.scope, "headers": [*headers, (b"authorization", said)]})
+
+
+def back_channel(sign_on: SignOn) -> APIRouter:
+    """Return the route that providers call, without a browser and its origin."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.post("/login/with/{provider}/back-channel-logout")
+    async def end_by_provider(request: Request, provider: str) -> Response:
+        """OpenID Connect Back-Channel Logout 1.0: the provider says which sessions have ended."""
+        text = (await request.body()).decode("utf-8", "replace")
+        try:
+            form = parse_qs(text, max_num_fields=_FIELDS_MAX)
+            await sign_on.end_by_provider(provider, form.get("logout_token", [""])[-1])
+        except (Unauthenticated, NotFound, ValueError):
+            return Response(status_code=400, headers={"cache-control": "no-store"})
+        return Response(status_code=200, headers={"cache-control": "no-store"})
+
+    return routes

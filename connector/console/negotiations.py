@@ -17,7 +17,7 @@ from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
-from connector.management.auth import Caller
+from connector.management.auth import DECIDING, Caller
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Transfer
 
@@ -82,7 +82,8 @@ def router(
     @routes.post("/negotiations/{pid}")
     async def decide(request: Request, pid: str, caller: Caller = pages.may("read")) -> Response:
         row, said = await _read_negotiation(pid), await read_form(request)
-        _check_scope(caller, row)
+        if not caller.may_decide(row.role):
+            raise _scope_missing(" or ".join(map(repr, DECIDING[row.role])), row.role)
         command, reason = said.get("command"), said.get("reason")[:2000]
         try:
             if command not in _DECISIONS:
@@ -164,7 +165,11 @@ def list_waiting(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int
     return sorted(rows, key=lambda row: row.created_at)[:limit], number
 
 
-def _check_scope(caller: Caller, row: Negotiation | Transfer) -> None:
+def _check_scope(caller: Caller, row: Transfer) -> None:
     needed = "owner" if row.role == PROVIDER else "consume"
     if not caller.may(needed):
-        raise ScopeMissing(f"expected a token with the scope {needed!r} to decide as {row.role}; log in with another")
+        raise _scope_missing(repr(needed), row.role)
+
+
+def _scope_missing(needed: str, role: str) -> ScopeMissing:
+    return ScopeMissing(f"expected a token with the scope {needed} to decide as {role}; log in with another")

@@ -196,6 +196,14 @@ class PageRenderer:
         return Page
 
 
+def parse_number(text: str) -> float | str | None:
+    """Parse a number; None for an empty field. Other text is returned as it is and fails validation later."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
+
+
 def check_origin(request: Request) -> None:
     """Check that a form comes from this console. Raises: Forbidden for another or an unknown origin."""
     if request.method in _SAFE or "authorization" in request.headers:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from connector.console.page import Form, PageRenderer, read_form
+from connector.console.page import Form, PageRenderer, parse_number, read_form
 from connector.errors import HanseError, validation_error
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.management.system import NewToken
@@ -18,6 +18,7 @@ _SECRET = ("static_tokens", "database_url")
 _SCOPES = {
     "read": "see datasets, offers, negotiations, agreements and transfers",
     "owner": "register datasets, publish offers, decide and revoke as provider",
+    "approve": "see and decide negotiations as provider",
     "consume": "search, ask for agreements, read data and ask questions",
     "audit": "read the log and take evidence",
     "metrics": "read the figures of /metrics, for a monitor, and nothing else",
@@ -56,9 +57,9 @@ def router(pages: PageRenderer, *, tokens: Tokens, settings: Settings) -> APIRou
         """Issue a token; only this response shows its text."""
         said = await read_form(request)
         try:
-            given = {"name": said.get("name"), "scopes": said.all("scope"), "days": _parse_number(said.get("days"))}
+            given = {"name": said.get("name"), "scopes": said.all("scope"), "days": parse_number(said.get("days"))}
             new = NewToken.model_validate(given)
-            text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
+            text = await tokens.issue(new.name, new.scopes, by=caller.name, subject=caller.subject, days=new.days)
         except ValidationError as invalid:
             return await _render_tokens(request, said=said, error=validation_error(invalid.errors()))
         except HanseError as error:
@@ -102,11 +103,3 @@ def _format_value(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
-
-
-def _parse_number(text: str) -> float | str | None:
-    """Parse a number; None for an empty field. Other text is returned as it is and fails validation later."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return text

@@ -6,6 +6,7 @@ request is checked in these steps:
 2. The digest is that of a stored token that has not expired.
 3. The token has the scope of the route (admin has all).
 4. Only a route marked as raw data (`Tokens.require_raw`) may reach the engine (`raw_access`).
+A personal access token (`personal_tokens`) has an owner, acts under the owner's name, and ends with the owner's token.
 Refusals are recorded as events, so that guessing shows in the log. The token itself is never recorded.
 """
 
@@ -15,27 +16,48 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 
 from fastapi import Request
 
-from connector import raw_access
-from connector.errors import AlreadyExists, BadInput, NotFound, ScopeMissing, Unauthenticated
+from connector import acting, raw_access
+from connector.acting import Acting
+from connector.errors import AlreadyExists, BadInput, Busy, NotFound, ScopeMissing, Unauthenticated
 from connector.events import Event, RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
-from connector.store.tables import ApiToken
+from connector.store.tables import ApiToken, SignOnSession
 
-SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
+SCOPES = ("read", "owner", "approve", "consume", "audit", "metrics", "admin")
+DECIDING = {"provider": ("owner", "approve"), "consumer": ("consume",)}  # scopes that decide negotiations, by our role
 COOKIE = "hanse_session"
+MAKER_PREFIX = "token:"  # before the name of the token that made a personal access token
+_USE_NOTED_SECONDS = 60.0  # the last use is stored at most this often
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The holder of a valid token."""
+    """The holder of a valid token.
+
+    `owner` is who owns the personal access tokens that the holder makes; `token` is the id of the personal access token
+    in use, if it is one. `subject` is issuer and subject of a person.
+    """
 
     name: str
     scopes: frozenset[str]
+    owner: str = ""
+    token: str = ""
+    subject: str = ""
+
+    def may_decide(self, role: str) -> bool:
+        """Return whether the token may decide a negotiation in this role of ours."""
+        return any(map(self.may, DECIDING[role]))
+
+    @property
+    def acting(self) -> Acting:
+        """The caller as log records name it."""
+        return Acting(self.name, subject=self.subject, token=self.token)
 
     def may(self, scope: str) -> bool:
         """Return whether the token has `scope`. Admin has all scopes; the empty scope needs any token."""
@@ -73,9 +95,11 @@ class Tokens:
 
         await self._store.write(work)
 
-    async def issue(self, name: str, scopes: list[str], *, by: str, days: float | None = None) -> str:
+    async def issue(
+        self, name: str, scopes: list[str], *, by: str, days: float | None = None, subject: str = ""
+    ) -> str:
         """Make a token and return its text, which is never shown again. `by`: the name of an admin token that is valid
-        now.
+        now; or of a person with an open session as operator, whose `subject` is given.
 
         Raises: Unauthenticated where `by` has just ended.
         """
@@ -86,7 +110,7 @@ class Tokens:
 
         def work(tx: Transaction) -> None:
             tx.tokens.lock_exclusively()
-            if by not in [row.name for row in _admins(tx)]:
+            if not _is_admin(tx, by, subject):
                 raise Unauthenticated("this token has just ended; ask an administrator for a new one")
             if tx.tokens.find_by_name(name) is not None:
                 raise AlreadyExists(
@@ -111,6 +135,8 @@ class Tokens:
                     "this is the last token with the scope admin that is good now; issue another one first "
                     "(`hanse token issue NAME --scope admin`)"
                 )
+            for owned in tx.tokens.list_owned(MAKER_PREFIX + name):
+                tx.tokens.remove(owned)
             tx.tokens.remove(row)
             tx.publish(TokenRevoked(actor=by, detail={"token": name}))
 
@@ -124,13 +150,32 @@ class Tokens:
 
         Raises: Unauthenticated for an unknown or expired token.
         """
-        digest = digest_of(token)
-        row = await self._store.read(lambda tx: tx.tokens.find_by_digest(digest))
+        digest, now = digest_of(token), time.time()
+
+        def find(tx: Transaction) -> tuple[ApiToken | None, ApiToken | None, SignOnSession | None]:
+            row = tx.tokens.find_by_digest(digest)
+            return (None, None, tx.sessions.find(digest)) if row is None else (row, _find_owner(tx, row), None)
+
+        row, owner, session = await self._store.read(find)
+        if session is not None:
+            return _read_session(session, now)
         if row is None:
             raise Unauthenticated("this token is not known here; use one that this connector issued")
-        if row.expires_at is not None and row.expires_at <= time.time():
+        if _is_over(row, now) or (owner is not None and _is_over(owner, now)):
             raise Unauthenticated("this token has expired; ask an administrator for a new one")
-        return Caller(row.name, frozenset(row.scopes))
+        await self._note_use(row, now)
+        if row.owner:
+            subject = "" if row.owner.startswith(MAKER_PREFIX) else row.owner
+            name = row.owner_name or row.owner
+            return Caller(name, frozenset(row.scopes), owner=row.owner, token=row.name, subject=subject)
+        return Caller(row.name, frozenset(row.scopes), owner=MAKER_PREFIX + row.name)
+
+    async def _note_use(self, row: ApiToken, now: float) -> None:
+        """Store the last use, unless one within a minute is stored. A database that takes no changes refuses nothing
+        here."""
+        if row.last_used_at is None or not 0 <= now - row.last_used_at < _USE_NOTED_SECONDS:
+            with suppress(Busy):
+                await self._store.write(lambda tx: tx.tokens.touch(row.name, now))
 
     def require(self, scope: str) -> Requirement:
         """Return a dependency that accepts callers with `scope`. Its route does not reach raw data."""
@@ -157,6 +202,7 @@ class Tokens:
         except (Unauthenticated, ScopeMissing) as error:
             await self._record(request, error, token=caller.name if caller else "")
             raise
+        acting.set_current(caller.acting)
         return caller
 
     async def _record(self, request: Request, error: Unauthenticated | ScopeMissing, *, token: str) -> None:
@@ -190,6 +236,28 @@ class Requirement:
         caller = await self.tokens.let_in(request, self.scope)
         raw_access.allow(self.records is not None)
         return caller
+
+
+def _read_session(session: SignOnSession, now: float) -> Caller:
+    if session.expires_at <= now:
+        raise Unauthenticated("this session has expired; log in again")
+    return Caller(session.name, frozenset(session.scopes), owner=session.subject, subject=session.subject)
+
+
+def _is_admin(tx: Transaction, by: str, subject: str) -> bool:
+    if subject:
+        return tx.sessions.is_admin(subject, tx.now)
+    return by in [row.name for row in _admins(tx)]
+
+
+def _is_over(row: ApiToken, now: float) -> bool:
+    return row.expires_at is not None and row.expires_at <= now
+
+
+def _find_owner(tx: Transaction, row: ApiToken) -> ApiToken | None:
+    """Return the token that made a personal access token; None if a person made it, or it is an ordinary token."""
+    owner = row.owner or ""
+    return tx.tokens.find_by_name(owner.removeprefix(MAKER_PREFIX)) if owner.startswith(MAKER_PREFIX) else None
 
 
 def _admins(tx: Transaction) -> list[ApiToken]:

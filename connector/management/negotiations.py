@@ -12,11 +12,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from connector.dsp import auto_decisions, states
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import Participant, ParticipantDirectory
-from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, NotFound, ScopeMissing
 from connector.infra.http.strict_routes import StrictRoute
 from connector.management.agreements import AsRole
-from connector.management.auth import Caller, Tokens
+from connector.management.auth import DECIDING, Caller, Tokens
 from connector.management.notify import long_poll
 from connector.store import Store
 from connector.store.tables import Negotiation
@@ -262,9 +261,9 @@ def router(
         pid: str, command: Command, said: NegotiationCommandBody | None = None, caller: Caller = reader
     ) -> NegotiationView:
         row = await find_row(pid)
-        needed = "owner" if row.role == PROVIDER else "consume"
-        if not caller.may(needed):
-            raise ScopeMissing(f"expected a token with the scope {needed!r} for a negotiation as {row.role}")
+        if not caller.may_decide(row.role):
+            needed = " or ".join(map(repr, DECIDING[row.role]))
+            raise ScopeMissing(f"expected a token with the scope {needed} for a negotiation as {row.role}")
         given = said or NegotiationCommandBody()
         row = await negotiations.command(
             pid, command, by=caller.name, offer=given.offer, code=given.code, reason=given.reason

@@ -38,6 +38,9 @@ class TokenView(BaseModel):
     scopes: list[str]
     created_at: float
     expires_at: float | None
+    last_used_at: float | None = None
+    owner: str = Field("", description="Owner of a personal access token.")
+    label: str = Field("", description="The owner's name for a personal access token.")
 
 
 class Self(BaseModel):
@@ -81,13 +84,21 @@ def router(
     @routes.get("/tokens", summary="Tokens of the management API, without their text")
     async def listed(_: Caller = admin) -> list[TokenView]:
         return [
-            TokenView(name=row.name, scopes=row.scopes, created_at=row.created_at, expires_at=row.expires_at)
+            TokenView(
+                name=row.name,
+                scopes=row.scopes,
+                created_at=row.created_at,
+                expires_at=row.expires_at,
+                last_used_at=row.last_used_at,
+                owner=row.owner_name or "",
+                label=row.label or "",
+            )
             for row in await tokens.list()
         ]
 
     @routes.post("/tokens", status_code=201, summary="Issue a token; its text is shown this once")
     async def issue(new: NewToken, caller: Caller = admin) -> TokenText:
-        text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
+        text = await tokens.issue(new.name, new.scopes, by=caller.name, subject=caller.subject, days=new.days)
         return TokenText(name=new.name, scopes=new.scopes, token=text)
 
     @routes.delete("/tokens/{name}", status_code=204, summary="End a token at once")

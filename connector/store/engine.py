@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from connector.acting import Acting, current
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.infra.concurrency.thread_pool import WAITING_MAX, BoundedThreadPool
@@ -80,7 +81,9 @@ class Store:
             Busy: the database cannot be written now. With the code `outcome_unknown` the change may have been stored.
             AlreadyExists: a constraint of the database was violated.
         """
-        unit = self._with_hooks(work) if self.event_hooks else work
+        acting = current()
+        named = work if acting is None else _as_caller(work, acting)
+        unit = self._with_hooks(named) if self.event_hooks else named
         committing: Future[tuple[T, Transaction]] = self._writer.submit(unit)
         try:
             result, tx = await asyncio.wrap_future(committing)
@@ -177,6 +180,16 @@ class Store:
         self._readers.close()
         self._lasting.close()
         self.engine.dispose()
+
+
+def _as_caller(work: Work[T], acting: Acting) -> Work[T]:
+    """Return the work of a request, which tells the transaction the request's caller."""
+
+    def run(tx: Transaction) -> T:
+        tx.acting = acting
+        return work(tx)
+
+    return run
 
 
 def _publish(events: Sequence[Event], tx: Transaction) -> None:

@@ -63,7 +63,11 @@ def _one_per_peer_pid(table: str) -> Index:
 
 
 class ApiToken(ConnectorTable):
-    """A bearer token of the management API; only its SHA-256 is stored."""
+    """A bearer token of the management API; only its SHA-256 is stored.
+
+    A personal access token has an `owner`: `token:<name>` of the token that made it, or the subject of a person. Its
+    name is an id, and `label` is the owner's name for it.
+    """
 
     __tablename__ = "api_token"
     name: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -71,6 +75,28 @@ class ApiToken(ConnectorTable):
     scopes: Mapped[list[Any]]
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
+    owner: Mapped[str | None] = mapped_column(_Key, index=True)
+    owner_name: Mapped[str | None]
+    label: Mapped[str | None]
+    last_used_at: Mapped[float | None]
+
+
+class SignOnSession(ConnectorTable):
+    """A session of a person who logged in at a provider; only the SHA-256 of its text is stored.
+
+    It lasts no longer than the ID token. `subject` is issuer and subject, `sid` the provider's session if it has one.
+    """
+
+    __tablename__ = "sign_on_session"
+    digest: Mapped[str] = mapped_column(_Key, primary_key=True)
+    provider: Mapped[str] = mapped_column(_Key)
+    subject: Mapped[str]
+    sid: Mapped[str]
+    name: Mapped[str]
+    scopes: Mapped[list[Any]]
+    id_token: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float] = mapped_column(index=True)
 
 
 class RegisteredDataset(ConnectorTable):

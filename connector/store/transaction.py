@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from sqlalchemy import Connection, String, func, select
 from sqlalchemy.orm import Session
 
+from connector.acting import Acting
 from connector.events import Event
 from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.queries.agreements import AgreementQueries
@@ -18,6 +20,7 @@ from connector.store.queries.outbox import OutboxQueries
 from connector.store.queries.process_counters import ProcessCounterQueries
 from connector.store.queries.pushed_data import PushedDataQueries
 from connector.store.queries.reads import OpenReadQueries
+from connector.store.queries.sessions import SessionQueries
 from connector.store.queries.tokens import TokenQueries
 from connector.store.queries.usage import AttestationQueries, DutyQueries
 from connector.store.tables import AuditPending, core_table
@@ -43,11 +46,15 @@ class Transaction:
         self.now = now
         self.origin = origin
         self.published: list[Event] = []
+        self.acting: Acting | None = None  # set by the store for work of a management request
         self.transaction_id: int | None = None  # PostgreSQL's, where there are events
 
     def publish(self, event: Event) -> None:
-        """Store the event with the change; it is delivered to subscribers after the commit."""
-        self.published.append(event)
+        """Store the event with the change; it is delivered to subscribers after the commit.
+
+        An event of the current request's caller also gets the caller's subject, token and job.
+        """
+        self.published.append(_complete(event, self.acting))
 
     def is_writable(self) -> bool:
         """Whether the database accepts changes. A standby and a read-only database do not."""
@@ -75,6 +82,10 @@ class Transaction:
     @cached_property
     def tokens(self) -> TokenQueries:
         return TokenQueries(self.session)
+
+    @cached_property
+    def sessions(self) -> SessionQueries:
+        return SessionQueries(self.session)
 
     @cached_property
     def datasets(self) -> DatasetQueries:
@@ -123,3 +134,10 @@ class Transaction:
     @cached_property
     def audit(self) -> AuditQueries:
         return AuditQueries(self._unit)
+
+
+def _complete(event: Event, acting: Acting | None) -> Event:
+    """Return the event with subject, token and job, if the caller of the current request is its actor."""
+    if acting is None or event.actor != acting.name:
+        return event
+    return replace(event, subject=event.subject or acting.subject, token=acting.token, job=event.job or acting.job)

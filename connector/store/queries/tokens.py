@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from connector.store.tables import ApiToken
@@ -37,6 +37,15 @@ class TokenQueries:
 
     def list_all(self) -> Sequence[ApiToken]:
         return self._session.scalars(select(ApiToken).order_by(ApiToken.name)).all()
+
+    def list_owned(self, owner: str) -> Sequence[ApiToken]:
+        """List the personal access tokens of an owner, the oldest first."""
+        query = select(ApiToken).where(ApiToken.owner == owner).order_by(ApiToken.created_at, ApiToken.name)
+        return self._session.scalars(query).all()
+
+    def touch(self, name: str, at: float) -> None:
+        """Note that a token was used."""
+        self._session.execute(update(ApiToken).where(ApiToken.name == name).values(last_used_at=at))
 
     def count(self) -> int:
         return self._session.scalar(select(func.count()).select_from(ApiToken)) or 0
