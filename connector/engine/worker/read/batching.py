@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,29 +82,46 @@ def evenly(
     `rows`: rows of each batch, which is copied (see `cut`); else about `target` bytes, estimated from the previous
     batch. `width`: as in `cut`.
     """
-    kept: list[pa.RecordBatch] = []
-    count = size = 0
-    step = rows or ROWS_MIN
+    kept: deque[pa.RecordBatch] = deque()
+    count, size, step = 0, 0, rows or ROWS_MIN
     for batch in batches:
         kept.append(batch)
         count, size = count + batch.num_rows, size + _nbytes(batch, width)
         while count >= step or size > 2 * target:
-            whole = kept[0] if len(kept) == 1 else pa.concat_batches(kept)
-            first = whole.slice(0, step)
-            if _nbytes(first, width) > 2 * target:
-                first = whole.slice(0, _most(whole, min(step, count), target, width))
-            rest = whole.slice(first.num_rows)
+            first = _take(kept, step)
+            large = _nbytes(first, width) > 2 * target
+            if large:
+                fits = _most(first, target, width)
+                kept.appendleft(first.slice(fits))
+                first = first.slice(0, fits)
+            elif first.num_rows < step:  # together they are smaller than their sum
+                kept.appendleft(first)
+                break
             yield pa.concat_batches([first, first.slice(0, 0)]) if rows else first
-            kept, count, size = [rest], rest.num_rows, _nbytes(rest, width)
+            count, size = count - first.num_rows, sum(_nbytes(one, width) for one in kept)
             if not rows:
                 step = rows_for(_nbytes(first, width) / first.num_rows, target)
     if count:
         yield pa.concat_batches(kept)
 
 
-def _most(batch: pa.RecordBatch, rows: int, target: int, width: float) -> int:
-    """Return how many of the first `rows` rows fit into `target` bytes; at least one."""
-    return max(1, bisect_right(range(1, rows + 1), target, key=lambda some: _nbytes(batch.slice(0, some), width)))
+def _take(kept: deque[pa.RecordBatch], rows: int) -> pa.RecordBatch:
+    """Remove the first `rows` rows, or all if there are fewer; return them as one batch. The rest is not copied."""
+    taken, missing = [], rows
+    while kept and missing:
+        batch = kept.popleft()
+        taken.append(batch.slice(0, missing))
+        if batch.num_rows > missing:
+            kept.appendleft(batch.slice(missing))
+        missing -= taken[-1].num_rows
+    return taken[0] if len(taken) == 1 else pa.concat_batches(taken)
+
+
+def _most(batch: pa.RecordBatch, target: int, width: float) -> int:
+    """Return how many of the first rows fit into `target` bytes; at least one."""
+    return max(
+        1, bisect_right(range(1, batch.num_rows + 1), target, key=lambda some: _nbytes(batch.slice(0, some), width))
+    )
 
 
 def _nbytes(batch: pa.RecordBatch, width: float) -> int:
