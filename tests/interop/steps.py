@@ -26,6 +26,20 @@ MEMBER: Json = {  # all that the ready-made offers ask of a party
     "name": "edc", "status": "active", "country": "DE", "role": "analyst",
     "framework_agreements": ["manufacturing:1.0"],
 }  # fmt: skip
+RESEARCH: Json = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [
+                {
+                    "leftOperand": "odrl:purpose",
+                    "operator": "isAnyOf",
+                    "rightOperand": ["https://w3id.org/dpv#ScientificResearch"],
+                }
+            ],
+        }
+    ]
+}
 OPEN: Json = {"permission": [{"action": "use"}]}
 CSV = b"id,value\n" + b"".join(b"%d,v%d\n" % (number, number) for number in range(1_000))
 STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []
@@ -58,6 +72,7 @@ class Space:
         numbers = {name: [float(n) for n in range(ROWS)] for name in NUMBERS}
         await asyncio.to_thread(pq.write_table, pa.table(columns | numbers), self.path)
         await self.offer("plain", OPEN)
+        await self.offer("research", RESEARCH)
         for name, text in READY_MADE.items():
             _, policy, _ = ready(text)
             await self.offer(name, {key: value for key, value in policy.items() if key not in ("@id", "@type")})
@@ -164,7 +179,7 @@ async def versions(space: Space) -> None:
 
 @step("EDC reads Hanse's catalogue, all of it and one dataset by id")
 async def catalogue(space: Space) -> None:
-    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 1)
+    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 2)
     one = await space.catalog(filterExpression=[_id_is("urn:hanse:interop:plain")])
     _check([found["@id"] for found in _listed(one, "dataset")], ["urn:hanse:interop:plain"])
 
@@ -194,6 +209,13 @@ async def pull(space: Space) -> None:
     (space.directory / "pulled.csv").write_bytes(reply.content)
     rows = _select(f"read_csv('{space.directory / 'pulled.csv'}')")
     _check(rows, space.expected())
+
+
+@step("EDC pulls under an agreement for one purpose, which it cannot declare")
+async def pull_for_purpose(space: Space) -> None:
+    made = await space.transfer(await space.agree("research"), "HttpData-PULL")
+    await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
+    _check((await space.read(await space.edc.address(made))).status_code, 200)
 
 
 @step("EDC suspends, resumes and ends its pull")
