@@ -16,7 +16,7 @@ PACKAGES := connector catalogue policies client tests benchmarks
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ tck: setup-dev ## the official Dataspace Protocol conformance kit, against a rea
 
 tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier), against a real connector
 	@$(BIN)/python tests/tck/dcp/run.py
+
+interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions (a JDK of 17 or newer, Maven)
+	@$(BIN)/python tests/interop/run.py
 
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
 	@$(BIN)/python -m tests.load.crash_dsp

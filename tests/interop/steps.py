@@ -1,0 +1,296 @@
+"""The steps that EDC and Hanse go together, in both directions. Each is a function; a step that fails raises."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.interop.edc import PARTICIPANT, PROTOCOL, Edc, reach
+from tests.protocol.test_strict import NUMBERS, READY_MADE, TEXTS, ready
+from tests.tck.product import Product
+
+Json = dict[str, Any]
+ODRL = "http://www.w3.org/ns/odrl.jsonld"
+ROWS = 200
+MEMBER: Json = {  # all that the ready-made offers ask of a party
+    "name": "edc", "status": "active", "country": "DE", "role": "analyst",
+    "framework_agreements": ["manufacturing:1.0"],
+}  # fmt: skip
+RESEARCH: Json = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [
+                {
+                    "leftOperand": "odrl:purpose",
+                    "operator": "isAnyOf",
+                    "rightOperand": ["https://w3id.org/dpv#ScientificResearch"],
+                }
+            ],
+        }
+    ]
+}
+OPEN: Json = {"permission": [{"action": "use"}]}
+CSV = b"id,value\n" + b"".join(b"%d,v%d\n" % (number, number) for number in range(1_000))
+STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []
+
+
+@dataclass
+class Space:
+    """Both sides, the owner's file at Hanse, and the servers of the run."""
+
+    edc: Edc
+    hanse: Product
+    http: httpx2.AsyncClient
+    directory: Path
+    edc_base: str  # where Hanse finds EDC
+    files: str  # where EDC finds its source, and where sinks are
+    sunk: dict[str, bytes] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "rows.parquet"
+
+    def expected(self) -> list[tuple[Any, ...]]:
+        """The owner's rows as plain DuckDB reads them."""
+        return _select(f"'{self.path}'")
+
+    async def seed(self) -> None:
+        """Datasets, offers and facts at Hanse; an asset at EDC."""
+        columns = {name: [f"{name}-{n}" for n in range(ROWS)] for name in TEXTS}
+        numbers = {name: [float(n) for n in range(ROWS)] for name in NUMBERS}
+        await asyncio.to_thread(pq.write_table, pa.table(columns | numbers), self.path)
+        await self.offer("plain", OPEN)
+        await self.offer("research", RESEARCH)
+        for name, text in READY_MADE.items():
+            _, policy, _ = ready(text)
+            await self.offer(name, {key: value for key, value in policy.items() if key not in ("@id", "@type")})
+        await self.edc.post("/assets", {"@id": "asset", "properties": {"name": "rows"}, "dataAddress": self.source()})
+        policy = {"@context": ODRL, "@type": "Set", "permission": [{"action": "use"}]}
+        await self.edc.post("/policydefinitions", {"@id": "policy", "policy": policy})
+        contract = {"@id": "contract", "accessPolicyId": "policy", "contractPolicyId": "policy", "assetsSelector": []}
+        await self.edc.post("/contractdefinitions", contract)
+
+    def source(self) -> Json:
+        return {"@type": "DataAddress", "type": "HttpData", "baseUrl": f"{self.files}/source.csv"}
+
+    async def offer(self, name: str, policy: Json) -> None:
+        dataset = f"urn:hanse:interop:{name}"
+        await self.hanse.post("/datasets", {"id": dataset, "name": name.replace("-", "_"), "path": str(self.path)})
+        await self.hanse.post(
+            "/offers", {"id": f"offer:{name}", "dataset": dataset, "policy": policy, "decide": "auto"}
+        )
+
+    def hanse_party(self) -> Json:
+        place = self.hanse.place
+        return {"counterPartyId": place.participant, "counterPartyAddress": place.base, "protocol": PROTOCOL}
+
+    async def catalog(self, **query: Any) -> Json:
+        asked: Json = {"@type": "CatalogRequest", **self.hanse_party()}
+        if query:
+            asked["querySpec"] = query
+        return await self.edc.post("/catalog/request", asked)
+
+    async def agree(self, name: str) -> str:
+        """EDC negotiates for a dataset of Hanse; the agreement's id."""
+        dataset = f"urn:hanse:interop:{name}"
+        found = _listed(await self.catalog(filterExpression=[_id_is(dataset)]), "dataset")
+        (offer,) = _listed(found[0], "hasPolicy")
+        said = {"@context": ODRL, "assigner": self.hanse.place.participant, "target": dataset}
+        body = {"@type": "ContractRequest", **self.hanse_party(), "policy": {**offer, **said}}
+        made = await self.edc.post("/contractnegotiations", body)
+        done = await self.edc.reach(f"/contractnegotiations/{made['@id']}", "FINALIZED")
+        return str(done["contractAgreementId"])
+
+    async def transfer(self, agreement: str, kind: str, **more: Any) -> str:
+        asked = {**self.hanse_party(), "contractId": agreement, "transferType": kind, **more}
+        return str((await self.edc.post("/transferprocesses", {"@type": "TransferRequest", **asked}))["@id"])
+
+    async def read(self, address: Json) -> httpx2.Response:
+        headers = {"Authorization": address["authorization"], "Accept": "text/csv"}
+        return await self.http.get(address["endpoint"], headers=headers)
+
+    async def get(self, path: str) -> Json:
+        """One row of Hanse's management API."""
+        return dict((await self.http.get(f"{self.hanse.place.management}{path}", headers=self._token())).json())
+
+    async def data(self, transfer: str) -> httpx2.Response:
+        """What `hanse fetch` reads."""
+        return await self.http.get(f"{self.hanse.place.management}/transfers/{transfer}/data", headers=self._token())
+
+    def _token(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.hanse.place.token_file.read_text().strip()}"}
+
+    async def hanse_reaches(self, path: str, state: str) -> Json:
+        return await reach(lambda: self.get(path), lambda row: "" if row.get("pending") else str(row["state"]), state)
+
+
+def _select(source: str, **tables: pa.Table) -> list[tuple[Any, ...]]:
+    """All rows of a source, in an order of their own, as plain DuckDB reads them."""
+    with duckdb.connect() as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        return connection.sql(f"SELECT * FROM {source} ORDER BY ALL").fetchall()
+
+
+def _id_is(dataset: str) -> Json:
+    return {"operandLeft": "https://w3id.org/edc/v0.0.1/ns/id", "operator": "=", "operandRight": dataset}
+
+
+def _listed(document: Json, name: str) -> list[Json]:
+    """The values of a member, whatever its prefix."""
+    found = next((value for key, value in document.items() if re.split(r"[:#/]", key)[-1] == name), [])
+    return found if isinstance(found, list) else [found]
+
+
+def step(title: str) -> Callable[[Callable[[Space], Awaitable[None]]], Callable[[Space], Awaitable[None]]]:
+    def note(function: Callable[[Space], Awaitable[None]]) -> Callable[[Space], Awaitable[None]]:
+        STEPS.append((title, function))
+        return function
+
+    return note
+
+
+def _check(got: object, expected: object) -> None:
+    if got != expected:
+        raise RuntimeError(f"expected {str(expected)[:400]}, came {str(got)[:400]}")
+
+
+# EDC as consumer.
+
+
+@step("version documents of both")
+async def versions(space: Space) -> None:
+    for root in (space.hanse.place.root, space.edc.protocol):
+        found = (await space.http.get(f"{root}/.well-known/dspace-version")).raise_for_status().json()
+        _check("2025-1" in [one["version"] for one in found["protocolVersions"]], True)
+
+
+@step("EDC reads Hanse's catalogue, all of it and one dataset by id")
+async def catalogue(space: Space) -> None:
+    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 2)
+    one = await space.catalog(filterExpression=[_id_is("urn:hanse:interop:plain")])
+    _check([found["@id"] for found in _listed(one, "dataset")], ["urn:hanse:interop:plain"])
+
+
+@step("EDC agrees on an offer without conditions")
+async def agree_open(space: Space) -> None:
+    space.kept["agreement"] = await space.agree("plain")
+
+
+def _ready_made(name: str) -> Callable[[Space], Awaitable[None]]:
+    async def agree(space: Space) -> None:
+        await space.agree(name)
+
+    return agree
+
+
+for _name in READY_MADE:
+    step(f"EDC agrees on the ready-made offer {_name}")(_ready_made(_name))
+
+
+@step("EDC pulls, and has what plain DuckDB has")
+async def pull(space: Space) -> None:
+    space.kept["pull"] = await space.transfer(space.kept["agreement"], "HttpData-PULL")
+    await space.edc.reach(f"/transferprocesses/{space.kept['pull']}", "STARTED")
+    reply = await space.read(await space.edc.address(space.kept["pull"]))
+    _check((reply.status_code, reply.headers["content-type"].partition(";")[0]), (200, "text/csv"))
+    (space.directory / "pulled.csv").write_bytes(reply.content)
+    rows = _select(f"read_csv('{space.directory / 'pulled.csv'}')")
+    _check(rows, space.expected())
+
+
+@step("EDC pulls under an agreement for one purpose, which it cannot declare")
+async def pull_for_purpose(space: Space) -> None:
+    made = await space.transfer(await space.agree("research"), "HttpData-PULL")
+    await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
+    _check((await space.read(await space.edc.address(made))).status_code, 200)
+
+
+@step("EDC suspends, resumes and ends its pull")
+async def control_pull(space: Space) -> None:
+    path = f"/transferprocesses/{space.kept['pull']}"
+    before = await space.edc.address(space.kept["pull"])
+    await space.edc.post(f"{path}/suspend", {"@type": "SuspendTransfer", "reason": "a pause"})
+    await space.edc.reach(path, "SUSPENDED")
+    _check((await space.read(before)).status_code in (401, 403), True)
+    await space.edc.post(f"{path}/resume", {})
+    await space.edc.reach(path, "STARTED")
+    async with asyncio.timeout(30):
+        while (after := await space.edc.address(space.kept["pull"])) == before:
+            await asyncio.sleep(0.1)
+    _check((await space.read(after)).status_code, 200)
+    await space.edc.post(f"{path}/terminate", {"@type": "TerminateTransfer", "reason": "enough"})
+    await space.edc.reach(path, "TERMINATED")
+    _check((await space.read(after)).status_code in (401, 403), True)
+
+
+@step("Hanse pushes to EDC's sink what plain DuckDB has")
+async def push(space: Space) -> None:
+    sink = {"type": "HttpData", "baseUrl": f"{space.files}/sink/edc", "authKey": "Authorization", "authCode": "token"}
+    made = await space.transfer(space.kept["agreement"], "HttpData-PUSH", dataDestination=sink)
+    await space.edc.reach(f"/transferprocesses/{made}", "COMPLETED")
+    with pa.ipc.open_stream(io.BytesIO(space.sunk["edc"])) as stream:
+        table = stream.read_all()
+    _check(_select("pushed", pushed=table), space.expected())
+
+
+@step("the owner's revocation ends EDC's pull")
+async def revoke(space: Space) -> None:
+    made = await space.transfer(space.kept["agreement"], "HttpData-PULL")
+    await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
+    address = await space.edc.address(made)
+    agreements = (await space.http.get(f"{space.hanse.place.management}/agreements", headers=space._token())).json()
+    ours = next(one["id"] for one in agreements if one["dataset"] == "urn:hanse:interop:plain")
+    await space.hanse.post(f"/agreements/{ours}/revoke", {"reason": "no more"})
+    _check((await space.read(address)).status_code in (401, 403), True)
+    path = f"/transferprocesses/{made}"
+    await space.edc.reach(path, "TERMINATED")
+
+
+# Hanse as consumer.
+
+
+@step("Hanse reads EDC's catalogue and agrees")
+async def hanse_agrees(space: Space) -> None:
+    asked = {"dataset_id": "asset", "counter_party_id": PARTICIPANT, "counter_party_address": space.edc_base}
+    made = await space.hanse.post("/negotiations", asked)
+    done = await space.hanse_reaches(f"/negotiations/{made['id']}", "FINALIZED")
+    space.kept["theirs"] = done["agreement_id"]
+
+
+@step("Hanse fetches EDC's data byte by byte")
+async def hanse_pulls(space: Space) -> None:
+    made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"]})
+    space.kept["fetch"] = made["id"]
+    await space.hanse_reaches(f"/transfers/{made['id']}", "STARTED")
+    reply = await space.data(made["id"])
+    _check((reply.status_code, reply.headers["content-type"].partition(";")[0]), (200, "text/csv"))
+    _check(reply.content, CSV)
+
+
+@step("Hanse suspends, resumes and ends its pull")
+async def hanse_controls(space: Space) -> None:
+    path = f"/transfers/{space.kept['fetch']}"
+    await space.hanse.post(f"{path}/suspend", {"reason": "a pause"})
+    await space.hanse_reaches(path, "SUSPENDED")
+    _check((await space.data(space.kept["fetch"])).status_code, 404)
+    await space.hanse.post(f"{path}/resume", {})
+    await space.hanse_reaches(path, "STARTED")
+    async with asyncio.timeout(30):
+        while (reply := await space.data(space.kept["fetch"])).status_code != 200:
+            await asyncio.sleep(0.1)
+    _check(reply.content, CSV)
+    await space.hanse.post(f"{path}/terminate", {"reason": "enough"})
+    await space.hanse_reaches(path, "TERMINATED")
