@@ -145,6 +145,8 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
+    bound_reader = Depends(tokens.require("read", bound=True))
+    bound_consumer = Depends(tokens.require("consume", bound=True))
     receiver = Depends(tokens.require_raw("consume", DataReceived))
 
     async def find_row(pid: str) -> Transfer:
@@ -153,8 +155,14 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
             raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
         return row
 
+    async def check_bound(pid: str, caller: Caller) -> None:
+        if caller.agreement or caller.purpose:
+            row = await find_row(pid)
+            caller.check_bound(row.agreement_id, row.purpose)
+
     @routes.post("", status_code=201, summary="Ask for a transfer under an agreement")
-    async def ask(new: NewTransfer, caller: Caller = consumer) -> TransferView:
+    async def ask(new: NewTransfer, caller: Caller = bound_consumer) -> TransferView:
+        caller.check_bound(new.agreement_id, new.purpose)
         to = new.data_address
         row = await transfers.request(
             agreement_id=new.agreement_id,
@@ -186,8 +194,9 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
         pid: str,
         wait: Annotated[float, Query(ge=0, le=long_poll.LONGEST)] = 0.0,
         until: State = "",
-        _: Caller = reader,
+        caller: Caller = bound_reader,
     ) -> TransferView:
+        await check_bound(pid, caller)
         row = (
             await long_poll.wait_until(store, pid, lambda: find_row(pid), state=until, seconds=wait)
             if wait
@@ -196,7 +205,8 @@ def router(*, transfers: TransferService, receiving: PushReceiver, store: Store,
         return (await views(store, receiving, lambda _: [row]))[0]
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
-    async def address(pid: str, _: Caller = consumer) -> TicketView:
+    async def address(pid: str, caller: Caller = bound_consumer) -> TicketView:
+        await check_bound(pid, caller)
         found = await transfers.get_read_address(pid)
         known = dict(found.address.properties)
         return TicketView(
