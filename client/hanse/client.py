@@ -574,6 +574,7 @@ class Dataset:
 
         def act(endpoint: str, ticket: str) -> HttpReply:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
+            headers |= {"hanse-job": job} if (job := self._space.api.job) else {}
             return http_stream.open_stream(HttpRequest(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
 
         return self._with_ticket(act)

@@ -13,9 +13,11 @@ import pytest
 from hanse import config
 from hanse._transport import workload
 from hanse._transport.workload import WorkloadToken
+from hanse.agreement import Name, TransferAccess
+from hanse.client import Dataset
 from hanse.errors import BadInput, Broken, Unauthenticated
 
-from tests.client.support import Asked, Connector, connector
+from tests.client.support import Asked, Connector, batch, chunked, complete, connector, ipc
 from tests.support.own_name import changed
 
 LIFETIME = 100.0
@@ -137,6 +139,30 @@ def test_a_given_token_goes_before_the_file_and_the_usual_file_is_found(
     assert config.find_connection().token == ""
     monkeypatch.setattr(config, "WORKLOAD_FILE", tmp_path / "token")
     assert config.find_connection().source == str(tmp_path / "token")
+
+
+@pytest.mark.parametrize("job", ["x" * 251, "a\nb", "caf\u00e9"])
+def test_a_job_that_no_header_can_hold_is_refused(place: Connector, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    monkeypatch.setenv("HANSE_JOB_ID", job)
+    with pytest.raises(BadInput, match="expected HANSE_JOB_ID"):
+        hanse.connect(place.url)
+
+
+def test_a_job_streams_for_longer_than_three_tokens_and_the_owner_gets_its_id(
+    place: Connector, clock: list[float]
+) -> None:
+    place.routes["GET", "/transfers/t-1/address"] = lambda _: {
+        "endpoint": f"{place.url}/data", "ticket": "owners", "expires": 1.0,
+    }  # fmt: skip
+    place.routes["GET", "/data"] = lambda _: chunked(ipc([batch(1, 2)], complete(2)))
+    with hanse.connect(place.url) as space:
+        held = Dataset(space, TransferAccess(Name("north", "people"), "urn:people", "a", "t-1", ""))
+        for _ in range(4):
+            assert held.stream().to_arrow().num_rows == 2
+            clock[0] += LIFETIME
+    asked = [one.headers for one in place.asked if one.path == "/data"]
+    assert [one["hanse-job"] for one in asked] == ["job-7"] * 4
+    assert exchanges(place) >= 4
 
 
 def test_a_pickled_one_holds_no_token(place: Connector) -> None:

@@ -57,6 +57,11 @@ class Api:
         token = self.token if isinstance(self.token, str) else self.token.current(self._exchange)
         return {"authorization": f"Bearer {token}"} if token else {}
 
+    @property
+    def job(self) -> str:
+        """The id of the job that runs, for the owner's log; empty if it is not known."""
+        return "" if isinstance(self.token, str) else self.token.job
+
     def _exchange(self, form: Mapping[str, str]) -> Any:
         request = self._http.build_request("POST", f"{self.base}/oauth/token", data=form, timeout=self._seconds)
         try:
