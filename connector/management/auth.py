@@ -57,7 +57,7 @@ class Caller:
     purpose: str = ""
 
     def may_decide(self, role: str) -> bool:
-        """Return whether the token may decide a negotiation in this role of ours."""
+        """Return whether the token may decide a negotiation in which we have this role."""
         return any(map(self.may, DECIDING[role]))
 
     @property

@@ -206,9 +206,9 @@ def _make_caller(issuer: WorkloadIssuer, subject: str, scopes: frozenset[str], a
 
 
 def _issue(tx: Transaction, caller: Caller) -> None:
-    """Record the exchange. Raises: BadInput for an agreement that is not ours as consumer (step 5)."""
+    """Record the exchange. Raises: BadInput for an agreement in which we are not the consumer (step 5)."""
     if caller.agreement and tx.agreements.get(caller.agreement, role="consumer") is None:
-        raise BadInput(f"expected an agreement of ours as consumer, got {caller.agreement!r}")
+        raise BadInput(f"expected an agreement in which we are the consumer, got {caller.agreement!r}")
     tx.publish(
         TokenIssued(
             actor=caller.name, subject=caller.subject, job=caller.job, agreement=caller.agreement,
