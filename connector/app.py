@@ -41,6 +41,7 @@ from connector.management import (
     search,
     system,
     transfers,
+    workloads,
 )
 from connector.management import (
     reads as reads_api,
@@ -112,6 +113,7 @@ def management_app(parts: Services) -> FastAPI:
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
         personal_tokens.router(tokens, parts.personal),
+        workloads.router(parts.workloads),
         datasets.router(parts.registry, parts.owners_view, tokens),
         datasets.registrations_router(parts.registry, tokens),
         offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view),

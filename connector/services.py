@@ -52,7 +52,8 @@ from connector.management.auth import Tokens
 from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
 from connector.management.personal_tokens import PersonalTokens
-from connector.management.sign_on import SignOn, read_providers
+from connector.management.sign_on import SignOn, read_issuers, read_providers
+from connector.management.workloads import WorkloadTokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import VersionChecks
@@ -90,6 +91,7 @@ class Services:
     tokens: Tokens
     personal: PersonalTokens
     sign_on: SignOn
+    workloads: WorkloadTokens
     pool: Pool
     outside: Outside
     registry: Registry
@@ -365,6 +367,13 @@ def build(settings: Settings) -> Services:
     sequencer = Sequencer(
         store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
+    workloads = WorkloadTokens(
+        store,
+        net,
+        read_issuers(settings.sign_on),
+        secret=hmac.digest(mask_secret, b"workload tokens", "sha256"),
+        seconds=settings.workload_token_seconds,
+    )
     holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
         settings=settings,
@@ -377,8 +386,9 @@ def build(settings: Settings) -> Services:
         identity=identity,
         trust=trust,
         known=known,
-        tokens=Tokens(store),
+        tokens=Tokens(store, workloads.read),
         personal=PersonalTokens(store),
+        workloads=workloads,
         sign_on=SignOn(
             store,
             net,

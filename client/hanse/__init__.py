@@ -72,7 +72,9 @@ __all__ = [
 
 
 def connect(url: str = "", token: str = "", *, seconds: float = 30.0) -> Space:
-    """Connect to a participant's connector. Defaults come from HANSE_URL and HANSE_TOKEN, or from `hanse login`.
+    """Connect to a participant's connector. Defaults come from HANSE_URL and HANSE_TOKEN, a job's projected
+    token (HANSE_WORKLOAD_TOKEN_FILE, or /var/run/secrets/hanse/token), or `hanse login`. A job's token is renewed by
+    itself, and the connector's log has its HANSE_JOB_ID.
 
     `seconds`: the time limit of a call.
 

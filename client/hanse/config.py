@@ -1,4 +1,4 @@
-"""The connector's address and token: from arguments, then the environment, then the file of `hanse login`."""
+"""The connector's address and token: from arguments, the environment, a job's projected token, or `hanse login`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hanse._transport.workload import WorkloadToken
 from hanse.errors import BadInput
 
 DEFAULT_URL = "http://127.0.0.1:8081"
+_JOB_MAX = 250  # characters
+# Where a pod mounts a projected service account token for Hanse. Never its own token, which is for the cluster's API.
+WORKLOAD_FILE = Path("/var/run/secrets/hanse/token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,7 @@ class Connection:
     """An address and a token; `source` says where the token was found, for people."""
 
     url: str
-    token: str
+    token: str | WorkloadToken
     source: str
 
 
@@ -41,9 +45,22 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
         return Connection(where, token, "argument")
     if given := os.environ.get("HANSE_TOKEN", ""):
         return Connection(where, given, "HANSE_TOKEN")
+    if workload := _find_workload():
+        return Connection(where, workload, str(workload.file))
     if saved.get("token") and saved.get("url", "").rstrip("/") == where:
         return Connection(where, saved["token"], str(login_file()))
     return Connection(where, "", "nowhere")
+
+
+def _find_workload() -> WorkloadToken | None:
+    """Return the job's token: HANSE_WORKLOAD_TOKEN_FILE, or the usual file if a site projects one."""
+    job = os.environ.get("HANSE_JOB_ID", "")
+    if not job.isascii() or not job.isprintable() or len(job) > _JOB_MAX:
+        raise BadInput(f"expected HANSE_JOB_ID of at most {_JOB_MAX} printable ASCII characters, got {job[:50]!r}")
+    named = os.environ.get("HANSE_WORKLOAD_TOKEN_FILE", "")
+    if not named and not WORKLOAD_FILE.exists():
+        return None
+    return WorkloadToken(Path(named) if named else WORKLOAD_FILE, job)
 
 
 def keep(url: str, token: str) -> Path:

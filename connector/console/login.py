@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
@@ -12,9 +11,8 @@ from connector.console.page import PageRenderer, local_path, read_form
 from connector.errors import NotFound, Unauthenticated
 from connector.infra import html
 from connector.management.auth import COOKIE
-from connector.management.sign_on import ATTEMPT_COOKIE, ATTEMPT_SECONDS, Login, SignOn
+from connector.management.sign_on import ATTEMPT_COOKIE, ATTEMPT_SECONDS, Login, SignOn, parse_form
 
-_FIELDS_MAX = 10
 SESSION_SECONDS = 12 * 3600
 _OWN = Path(__file__).parent / "static"
 _FILES = {
@@ -129,11 +127,10 @@ def back_channel(sign_on: SignOn) -> APIRouter:
     @routes.post("/login/with/{provider}/back-channel-logout")
     async def end_by_provider(request: Request, provider: str) -> Response:
         """OpenID Connect Back-Channel Logout 1.0: the provider says which sessions have ended."""
-        text = (await request.body()).decode("utf-8", "replace")
         try:
-            form = parse_qs(text, max_num_fields=_FIELDS_MAX)
-            await sign_on.end_by_provider(provider, form.get("logout_token", [""])[-1])
-        except (Unauthenticated, NotFound, ValueError):
+            form = parse_form(await request.body())
+            await sign_on.end_by_provider(provider, form.get("logout_token", ""))
+        except (Unauthenticated, NotFound):
             return Response(status_code=400, headers={"cache-control": "no-store"})
         return Response(status_code=200, headers={"cache-control": "no-store"})
 

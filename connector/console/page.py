@@ -25,7 +25,7 @@ from connector.console.view import formatting
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
 from connector.events import Event
 from connector.infra.html.wording import TIERS
-from connector.management.auth import COOKIE, Caller, Requirement, Tokens
+from connector.management.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
 
 HEADERS: Mapping[str, str] = {
@@ -99,6 +99,7 @@ class PageRequirement(Requirement):
         if COOKIE not in request.cookies and "authorization" not in request.headers:
             raise Unauthenticated("log in first")  # no token was sent, so nothing is logged
         caller = await self.tokens.let_in(request, "")
+        refuse_bound(caller)
         request.state.caller = caller
         scopes = self.scope.split("|")
         if not any(map(caller.may, scopes)):

@@ -239,6 +239,7 @@ def _grant_fields(asked: ReadRequest, grant: ReadGrant) -> dict[str, Any]:
         "agreement": grant.agreement_id,
         "purpose": grant.purpose,
         "process": asked.query_id,
+        "job": asked.job,
     }
 
 
@@ -249,4 +250,5 @@ def _ticket_fields(asked: ReadRequest, ticket: Ticket) -> dict[str, Any]:
         "agreement": ticket.agreement,
         "purpose": asked.purpose or ticket.purpose,
         "process": asked.query_id,
+        "job": asked.job,
     }

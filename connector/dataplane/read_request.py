@@ -91,6 +91,7 @@ class ReadRequest:
     action: str
     purpose: str = ""
     application: str = ""  # the asking application, as it declares itself
+    job: str = ""  # the training job, as the consumer declares it
     plain_scan: bool = False  # rows of one dataset with a condition, nothing else
     unfiltered: bool = False  # and without the condition
     rows: int | None = None
@@ -123,7 +124,7 @@ class ReadRequest:
         for name, number in (("rows", self.rows), ("bytes", self.nbytes), ("batch_rows", self.batch_rows)):
             if number is not None and number < 1:
                 raise BadInput(f"expected {name} to be at least 1, got {number}")
-        check_harmless(purpose=self.purpose, application=self.application, fragment=self.fragment)
+        check_harmless(purpose=self.purpose, application=self.application, fragment=self.fragment, job=self.job)
 
     @property
     def consumer(self) -> str:

@@ -24,7 +24,7 @@ from fastapi import Request
 
 from connector import acting, raw_access
 from connector.acting import Acting
-from connector.errors import AlreadyExists, BadInput, Busy, NotFound, ScopeMissing, Unauthenticated
+from connector.errors import AlreadyExists, BadInput, Busy, Forbidden, NotFound, ScopeMissing, Unauthenticated
 from connector.events import Event, RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken, SignOnSession
@@ -32,6 +32,7 @@ from connector.store.tables import ApiToken, SignOnSession
 SCOPES = ("read", "owner", "approve", "consume", "audit", "metrics", "admin")
 DECIDING = {"provider": ("owner", "approve"), "consumer": ("consume",)}  # scopes that decide negotiations, by our role
 COOKIE = "hanse_session"
+WORKLOAD_PREFIX = "hanse_wl_"  # of tokens that workloads got in exchange, which are not stored
 MAKER_PREFIX = "token:"  # before the name of the token that made a personal access token
 _USE_NOTED_SECONDS = 60.0  # the last use is stored at most this often
 
@@ -41,7 +42,8 @@ class Caller:
     """The holder of a valid token.
 
     `owner` is who owns the personal access tokens that the holder makes; `token` is the id of the personal access token
-    in use, if it is one. `subject` is issuer and subject of a person.
+    in use, if it is one. `subject` is issuer and subject of a person or workload. The token of a workload
+    may be bound to an agreement or a purpose, and then opens only the transfers of these.
     """
 
     name: str
@@ -49,15 +51,25 @@ class Caller:
     owner: str = ""
     token: str = ""
     subject: str = ""
+    workload: bool = False
+    job: str = ""
+    agreement: str = ""
+    purpose: str = ""
 
     def may_decide(self, role: str) -> bool:
-        """Return whether the token may decide a negotiation in this role of ours."""
+        """Return whether the token may decide a negotiation in which we have this role."""
         return any(map(self.may, DECIDING[role]))
 
     @property
     def acting(self) -> Acting:
         """The caller as log records name it."""
-        return Acting(self.name, subject=self.subject, token=self.token)
+        return Acting(self.name, subject=self.subject, token=self.token, job=self.job)
+
+    def check_bound(self, agreement: str, purpose: str) -> None:
+        """Check what the token is bound to. Raises: Forbidden for another agreement or purpose."""
+        for name, bound, asked in (("agreement", self.agreement, agreement), ("purpose", self.purpose, purpose)):
+            if bound and bound != asked:
+                raise Forbidden(f"this token is bound to the {name} {bound}, got {asked or 'none'}")
 
     def may(self, scope: str) -> bool:
         """Return whether the token has `scope`. Admin has all scopes; the empty scope needs any token."""
@@ -71,8 +83,10 @@ def digest_of(token: str) -> str:
 class Tokens:
     """The tokens of one connector's management API."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, read_workload: Callable[[str], Caller] | None = None) -> None:
+        """`read_workload` returns the caller of a workload's token; None: there are none."""
         self._store = store
+        self._read_workload = read_workload
 
     async def first(self, hand_over: Callable[[str], None]) -> None:
         """Make an admin token if there is no valid one: the API could not be used otherwise.
@@ -150,6 +164,8 @@ class Tokens:
 
         Raises: Unauthenticated for an unknown or expired token.
         """
+        if self._read_workload is not None and token.startswith(WORKLOAD_PREFIX):
+            return self._read_workload(token)
         digest, now = digest_of(token), time.time()
 
         def find(tx: Transaction) -> tuple[ApiToken | None, ApiToken | None, SignOnSession | None]:
@@ -177,9 +193,12 @@ class Tokens:
             with suppress(Busy):
                 await self._store.write(lambda tx: tx.tokens.touch(row.name, now))
 
-    def require(self, scope: str) -> Requirement:
-        """Return a dependency that accepts callers with `scope`. Its route does not reach raw data."""
-        return Requirement(self, scope)
+    def require(self, scope: str, *, bound: bool = False) -> Requirement:
+        """Return a dependency that accepts callers with `scope`. Its route does not reach raw data.
+
+        `bound`: the route checks what a token is bound to (`Caller.check_bound`); others refuse bound tokens.
+        """
+        return Requirement(self, scope, bound=bound)
 
     def require_raw(self, scope: str, *records: type[Event]) -> Requirement:
         """Return a dependency for a route that touches raw data and leaves these records, which docs/operations.md
@@ -231,11 +250,23 @@ class Requirement:
     tokens: Tokens
     scope: str
     records: tuple[type[Event], ...] | None = None
+    bound: bool = False
 
     async def __call__(self, request: Request) -> Caller:
         caller = await self.tokens.let_in(request, self.scope)
+        if not self.bound:
+            refuse_bound(caller)
         raw_access.allow(self.records is not None)
         return caller
+
+
+def refuse_bound(caller: Caller) -> None:
+    """Refuse a token that is bound to an agreement or purpose. Raises: Forbidden."""
+    if caller.agreement or caller.purpose:
+        raise Forbidden(
+            "this token is bound to an agreement or purpose and opens only their transfers; exchange the workload's "
+            "token without `agreement` and `purpose`"
+        )
 
 
 def _read_session(session: SignOnSession, now: float) -> Caller:

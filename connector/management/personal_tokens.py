@@ -130,8 +130,8 @@ def describe(row: ApiToken) -> dict[str, object]:
 
 
 def _check_new(caller: Caller, new: NewPersonalToken) -> None:
-    if caller.token:
-        raise Forbidden("a personal access token cannot make others; log in to make one")
+    if caller.token or caller.workload:
+        raise Forbidden("only a person or an ordinary token makes personal access tokens; log in to make one")
     allowed = [scope for scope in PERSONAL_SCOPES if caller.may(scope)]
     unfit = sorted(set(new.scopes) - set(allowed))
     if unfit or not new.scopes:

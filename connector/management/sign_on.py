@@ -17,8 +17,10 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import httpx2
 import yaml
@@ -41,6 +43,8 @@ from connector.setting_types import NAME, Address
 from connector.store import Store, Transaction
 from connector.store.tables import SignOnSession
 
+T = TypeVar("T", bound=BaseModel)
+
 ROLES: Mapping[str, tuple[str, ...]] = {
     "reader": ("read", "consume"),
     "owner": ("read", "owner"),
@@ -48,6 +52,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "auditor": ("audit",),
     "operator": ("admin",),
 }
+WORKLOAD_SCOPES = ("read", "consume", "metrics")
+_FIELDS_MAX = 20
 ATTEMPT_COOKIE = "hanse_sign_on"
 ATTEMPT_SECONDS = 600
 SESSION_SECONDS_MAX = 12 * 3600
@@ -58,7 +64,17 @@ _METADATA_SECONDS = 3600.0  # then discovery and keys are read again
 _KEYS_PAUSE_SECONDS = 10.0  # between two readings of the keys on account of an unknown one
 _ANSWER_BYTES = 2**20
 _LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
-_FAILED = (OAuthError, JoseError, httpx2.HTTPError, HanseError, ValueError, TypeError, KeyError, RuntimeError)
+FAILED = (
+    OAuthError,
+    JoseError,
+    httpx2.HTTPError,
+    HanseError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+)
 
 
 class Provider(BaseModel):
@@ -74,6 +90,19 @@ class Provider(BaseModel):
     scopes: str = Field("openid profile email", description="Scopes that are requested.")
     roles_claim: str = Field("groups", description="Claim of the ID token; a dot leads into an object.")
     roles: dict[str, str] = Field(min_length=1, description="Role by value of the claim.")
+
+
+class WorkloadIssuer(BaseModel):
+    """An issuer of the operator's file whose tokens workloads exchange."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=f"^{NAME}$", description="Short name, after a workload's subject in the log.")
+    issuer: str = Field(min_length=1, max_length=200, description="`iss` as its tokens write it.")
+    audience: str = Field(min_length=1, description="`aud` that a token must have.")
+    jwks_url: Address = Field("", description="Address of its keys; empty: by discovery from the issuer.")
+    subjects: dict[str, tuple[str, ...]] = Field(min_length=1, description="Scopes by subject; * stands for any text.")
+    job_claim: str = Field("", description="Claim with the job's id; a slash leads into an object.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +131,52 @@ class Login:
 
 
 def read_providers(file: Path | None) -> tuple[Provider, ...]:
-    """Read the operator's file. Raises: BadInput for a malformed file, or one that other users can read."""
+    """Read the providers of the operator's file. Raises: BadInput for a malformed file, or one that others can read."""
+    found = _read_file(file, "providers", Provider)
+    if file is not None:
+        _check_providers(file, found)
+    return found
+
+
+def read_issuers(file: Path | None) -> tuple[WorkloadIssuer, ...]:
+    """Read the issuers of workloads in the operator's file. Raises: BadInput as `read_providers` does."""
+    found = _read_file(file, "workloads", WorkloadIssuer)
+    unknown = {scope for one in found for scopes in one.subjects.values() for scope in scopes} - set(WORKLOAD_SCOPES)
+    if unknown:
+        expected = ", ".join(WORKLOAD_SCOPES)
+        raise BadInput(f"{file}: expected scopes among {expected} for workloads, got {', '.join(sorted(unknown))}")
+    return found
+
+
+def parse_form(body: bytes) -> dict[str, str]:
+    """Return the fields of a form that a program posts; of a doubled field none.
+
+    Raises: Unauthenticated without a reason for too many fields.
+    """
+    try:
+        pairs = parse_qsl(body.decode("utf-8", "replace"), max_num_fields=_FIELDS_MAX)
+    except ValueError as error:
+        raise Unauthenticated("expected a form with few fields") from error
+    names = [name for name, _ in pairs]
+    return {name: value for name, value in pairs if names.count(name) == 1}
+
+
+def _read_file(file: Path | None, part: str, kind: type[T]) -> tuple[T, ...]:
     if file is None:
         return ()
     try:
         if file.stat().st_mode & 0o077:
             raise BadInput(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
         said = yaml.safe_load(file.read_text(encoding="utf-8"))
-        found = tuple(Provider.model_validate(entry) for entry in said["providers"])
+        if not isinstance(said, dict) or set(said) - {"providers", "workloads"}:
+            raise ValueError
+        return tuple(kind.model_validate(entry) for entry in said.get(part, []))
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise BadInput(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{file}: expected YAML with `providers`, a list; {type(error).__name__}") from None
-    _check_providers(file, found)
-    return found
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
+        expected = "expected YAML with `providers` and `workloads`, lists"
+        raise BadInput(f"{file}: {expected}; {type(error).__name__}") from None
 
 
 def _check_providers(file: Path, providers: Sequence[Provider]) -> None:
@@ -130,12 +190,39 @@ def _check_providers(file: Path, providers: Sequence[Provider]) -> None:
             raise BadInput(f"{file}: expected the scope openid for {provider.name}, got {provider.scopes!r}")
 
 
-class ProviderClient:
-    """Authlib's client of a provider, over the guarded HTTP client."""
+class IssuerClient:
+    """Authlib's client of an issuer, over the guarded HTTP client. `jwks_url`: in place of the discovery."""
 
-    def __init__(self, provider: Provider, net: HttpClient) -> None:
-        self.provider = provider
-        self._net = net
+    def __init__(
+        self,
+        net: HttpClient,
+        *,
+        name: str,
+        issuer: str,
+        client_id: str = "",
+        client_secret: str = "",
+        scopes: str = "",
+        jwks_url: str = "",
+    ) -> None:
+        self._issuer = issuer
+        self._make = partial(
+            StarletteOAuth2App,
+            None,
+            name=name,
+            client_id=client_id,
+            client_secret=client_secret or None,
+            client_kwargs={
+                "scope": scopes,
+                "code_challenge_method": "S256",
+                "transport": GuardedTransport(net, max_bytes=_ANSWER_BYTES),
+                "trust_env": False,
+            },
+            **(
+                {"issuer": issuer, "jwks_uri": jwks_url, "id_token_signing_alg_values_supported": _ALGORITHMS}
+                if jwks_url
+                else {"server_metadata_url": get_well_known_url(issuer, external=True)}
+            ),
+        )
         self._app: StarletteOAuth2App | None = None
         self._loaded = self._keys_read = 0.0
 
@@ -146,23 +233,10 @@ class ProviderClient:
         return self._app
 
     async def _load(self) -> StarletteOAuth2App:
-        provider = self.provider
-        app = StarletteOAuth2App(
-            None,
-            name=provider.name,
-            client_id=provider.client_id,
-            client_secret=provider.client_secret or None,
-            server_metadata_url=get_well_known_url(provider.issuer, external=True),
-            client_kwargs={
-                "scope": provider.scopes,
-                "code_challenge_method": "S256",
-                "transport": GuardedTransport(self._net, max_bytes=_ANSWER_BYTES),
-                "trust_env": False,
-            },
-        )
+        app = self._make()
         metadata = await app.load_server_metadata()
-        if metadata.get("issuer") != provider.issuer:
-            raise BadInput(f"expected metadata of {provider.issuer}, got {str(metadata.get('issuer'))[:200]!r}")
+        if metadata.get("issuer") != self._issuer:
+            raise BadInput(f"expected metadata of {self._issuer}, got {str(metadata.get('issuer'))[:200]!r}")
         offered = metadata.get("id_token_signing_alg_values_supported") or ["RS256"]
         metadata["id_token_signing_alg_values_supported"] = [name for name in _ALGORITHMS if name in offered]
         if not metadata["id_token_signing_alg_values_supported"]:
@@ -170,7 +244,7 @@ class ProviderClient:
         return app
 
     async def decode(self, token: str) -> Mapping[str, Any]:
-        """Return the claims of a token that the provider signed. Keys are read again for an unknown one, within a pace.
+        """Return the claims of a token that the issuer signed. Keys are read again for an unknown one, within a pace.
 
         Raises: JoseError.
         """
@@ -186,6 +260,15 @@ class ProviderClient:
             self._keys_read = time.monotonic()
             keys = KeySet.import_key_set(await app.fetch_jwk_set(force=True))
             return jwt.decode(token, keys, registry=registry).claims
+
+
+class ProviderClient(IssuerClient):
+    """The client of a provider that people log in at."""
+
+    def __init__(self, provider: Provider, net: HttpClient) -> None:
+        self.provider = provider
+        about = {one: getattr(provider, one) for one in ("name", "issuer", "client_id", "client_secret", "scopes")}
+        super().__init__(net, **about)
 
 
 class SignOn:
@@ -209,7 +292,7 @@ class SignOn:
         try:
             app = await client.app()
             begun = await app.create_authorization_url(self._callback(name))
-        except _FAILED as error:
+        except FAILED as error:
             raise await self._refuse(name, error) from error
         attempt = {key: begun[key] for key in ("state", "nonce", "code_verifier")}
         return begun["url"], self._seal({**attempt, "provider": name, "to": to, "exp": time.time() + ATTEMPT_SECONDS})
@@ -224,7 +307,7 @@ class SignOn:
             attempt = self._open_attempt(name, query, cookie)
             token = await self._exchange(client, query["code"], attempt)
             person = await self._read_person(client, token, attempt["nonce"])
-        except _FAILED as error:
+        except FAILED as error:
             raise await self._refuse(name, error) from error
         session = await self._start(client.provider, person, str(token["id_token"]))
         return Login(session, max(1, int(person.expires_at - time.time())), attempt["to"], person.scopes)
@@ -239,7 +322,7 @@ class SignOn:
             back = f"{self._base}/login"
             about = {"post_logout_redirect_uri": back, "id_token_hint": row.id_token, "client_id": app.client_id}
             url: str = (await app.create_logout_url(**about))["url"]
-        except _FAILED:
+        except FAILED:
             return ""  # the provider has no logout, or is down; the session here has ended
         return url
 
@@ -252,7 +335,7 @@ class SignOn:
         try:
             claims = await client.decode(logout_token)
             _check_logout(claims, client.provider)
-        except _FAILED as error:
+        except FAILED as error:
             raise await self._refuse(name, error) from error
         subject, sid = f"{client.provider.issuer}#{claims.get('sub', '')}", str(claims.get("sid", ""))
 

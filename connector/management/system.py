@@ -61,7 +61,7 @@ def router(
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
     reader = Depends(tokens.require("read"))
-    anyone = Depends(tokens.require(""))
+    anyone = Depends(tokens.require("", bound=True))
     admin = Depends(tokens.require("admin"))
 
     @routes.get("/self", summary="Who this connector speaks for")

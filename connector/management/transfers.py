@@ -149,6 +149,8 @@ def router(
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
+    bound_reader = Depends(tokens.require("read", bound=True))
+    bound_consumer = Depends(tokens.require("consume", bound=True))
     receiver = Depends(tokens.require_raw("consume", DataReceived))
     fetcher = Depends(tokens.require_raw("consume", DataFetched))
 
@@ -158,8 +160,14 @@ def router(
             raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
         return row
 
+    async def check_bound(pid: str, caller: Caller) -> None:
+        if caller.agreement or caller.purpose:
+            row = await find_row(pid)
+            caller.check_bound(row.agreement_id, row.purpose)
+
     @routes.post("", status_code=201, summary="Ask for a transfer under an agreement")
-    async def ask(new: NewTransfer, caller: Caller = consumer) -> TransferView:
+    async def ask(new: NewTransfer, caller: Caller = bound_consumer) -> TransferView:
+        caller.check_bound(new.agreement_id, new.purpose)
         to = new.data_address
         row = await transfers.request(
             agreement_id=new.agreement_id,
@@ -191,8 +199,9 @@ def router(
         pid: str,
         wait: Annotated[float, Query(ge=0, le=long_poll.LONGEST)] = 0.0,
         until: State = "",
-        _: Caller = reader,
+        caller: Caller = bound_reader,
     ) -> TransferView:
+        await check_bound(pid, caller)
         row = (
             await long_poll.wait_until(store, pid, lambda: find_row(pid), state=until, seconds=wait)
             if wait
@@ -201,7 +210,8 @@ def router(
         return (await views(store, receiving, lambda _: [row]))[0]
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
-    async def address(pid: str, _: Caller = consumer) -> TicketView:
+    async def address(pid: str, caller: Caller = bound_consumer) -> TicketView:
+        await check_bound(pid, caller)
         found = await transfers.get_read_address(pid)
         known = dict(found.address.properties)
         return TicketView(

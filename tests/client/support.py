@@ -104,6 +104,13 @@ def dripping(whole: Sequence[bytes], *, pause: float) -> Iterator[str]:
             over.set()
 
 
+def _parse_body(text: bytes, headers: Mapping[str, str]) -> Any:
+    """The JSON or the form of a request."""
+    if headers.get("content-type") == "application/x-www-form-urlencoded":
+        return dict(parse_qsl(text.decode()))
+    return json.loads(text) if text else None
+
+
 @contextmanager
 def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Connector]:
     """Serve until the block ends."""
@@ -119,7 +126,7 @@ def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Conn
             path = parts.path.removeprefix("/api/v1")
             headers = {name.lower(): value for name, value in self.headers.items()}
             query = dict(parse_qsl(parts.query))
-            asked = Asked(self.command, path, query, headers, json.loads(text) if text else None)
+            asked = Asked(self.command, path, query, headers, _parse_body(text, headers))
             if (self.command, path) == _RECEIPTS and _RECEIPTS not in made.routes:
                 self._answer({"recorded": 0, "unknown": []})
                 return

@@ -15,8 +15,9 @@ import httpx2
 from hanse._transport import http_stream
 from hanse._transport.http_stream import HttpRequest
 from hanse._transport.sockets import SLOWEST, is_trust_renewed, load_trust, untrusted_error
+from hanse._transport.workload import WorkloadToken
 from hanse.agreement import Call
-from hanse.errors import BadInput, Broken, Unreachable, error_from_problem
+from hanse.errors import BadInput, Broken, Unauthenticated, Unreachable, error_from_problem
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_MAX = 64 * 2**20
@@ -28,13 +29,13 @@ _JSON = "application/json"
 class Api:
     """The management API of one connector, under one token."""
 
-    def __init__(self, url: str, token: str, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: str | WorkloadToken, *, seconds: float = 30.0) -> None:
         if not _is_address(url):
             raise BadInput(
                 f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, got {url!r}; "
                 "give --url, or set HANSE_URL to one"
             )
-        if not all("!" <= character <= "~" for character in token):
+        if isinstance(token, str) and not all("!" <= character <= "~" for character in token):
             # The token is not shown: it may be a valid secret that was pasted with a line end.
             raise BadInput(
                 "expected a token of letters, digits and signs without spaces, got another character; copy it again "
@@ -44,8 +45,39 @@ class Api:
         self.base = f"{self.url}/api/v1"
         self.token = token
         self._seconds = seconds
-        self.headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http, self._trust = self._client()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header with the token. A job's token is exchanged and renewed here.
+
+        Raises:
+            HanseError: the connector refuses the exchange, or cannot be reached.
+        """
+        token = self.token if isinstance(self.token, str) else self.token.current(self._exchange)
+        return {"authorization": f"Bearer {token}"} if token else {}
+
+    @property
+    def job(self) -> str:
+        """The id of the job that runs, for the owner's log; empty if it is not known."""
+        return "" if isinstance(self.token, str) else self.token.job
+
+    def _exchange(self, form: Mapping[str, str]) -> Any:
+        request = self._http.build_request("POST", f"{self.base}/oauth/token", data=form, timeout=self._seconds)
+        try:
+            with closing(self._http.send(request, stream=True)) as answer:
+                text, status = _read(answer, self.url, seconds=self._seconds), answer.status_code
+            said = _parse(text, self.url)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"no connector answers at {self.url} ({error}); is it running?") from error
+        except (ValueError, RecursionError):
+            raise Broken(f"expected JSON from {self.url}, got something else; is this a connector?") from None
+        if status != 200:
+            raise Unauthenticated(
+                f"{self.url} refused the exchange of {self.token!r}; its log has the reason (token_exchange_failed)",
+                code="token_exchange_failed",
+            )
+        return said
 
     def do(self, call: Call) -> Any:
         """Carry out a call; return its JSON, or None for an empty reply.
@@ -105,15 +137,30 @@ class Api:
 
     def _client(self) -> tuple[httpx2.Client, ssl.SSLContext]:
         """Create the HTTP client, and return it with the certificates that it trusts."""
-        headers = {**self.headers, "accept-encoding": "identity"}  # compressed replies could expand without limit
+        headers = {"accept-encoding": "identity"}  # compressed replies could expand without limit
         trust = load_trust()
         return httpx2.Client(headers=headers, follow_redirects=False, verify=trust), trust
 
     def _send(self, call: Call, timeout: httpx2.Timeout) -> httpx2.Response:
-        """Send a call; its reply's body is not read yet. Retries once if the trusted certificates have changed."""
+        """Send a call; its reply's body is not read yet. Exchanges a job's token once more if it is refused."""
+        headers = self.headers
+        answer = self._send_as(call, headers, timeout)
+        if answer.status_code != 401 or isinstance(self.token, str):
+            return answer
+        answer.close()
+        self.token.drop(headers["authorization"].removeprefix("Bearer "))
+        return self._send_as(call, self.headers, timeout)
+
+    def _send_as(self, call: Call, headers: Mapping[str, str], timeout: httpx2.Timeout) -> httpx2.Response:
+        """Send a call with this token. Retries once if the trusted certificates have changed."""
         trust, http = self._trust, self._http
         request = http.build_request(
-            call.method, self.base + call.path, params=_query_pairs(call.query), json=call.body, timeout=timeout
+            call.method,
+            self.base + call.path,
+            params=_query_pairs(call.query),
+            json=call.body,
+            headers=headers,
+            timeout=timeout,
         )
         try:
             return http.send(request, stream=True)

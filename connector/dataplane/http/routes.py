@@ -42,6 +42,7 @@ from connector.usage.grants import Grants
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
+_JOB_MAX = 250  # characters
 _BODIES = 2  # large bodies that one consumer may send at the same time
 _BODY_SECONDS = 120.0
 _FORM_MAX = 2**20  # bytes: enough for any condition and columns, with every letter escaped
@@ -206,7 +207,8 @@ class _DataRoutes:
 
     async def _deliver(self, exchange: Exchange, asked: ReadRequest) -> None:
         """Send a stream, and stop it when its reader leaves or stops reading."""
-        sending = asyncio.ensure_future(self._send(exchange, asked))
+        named = replace(asked, job=_read_job(exchange))
+        sending = asyncio.ensure_future(self._send(exchange, named))
         leaving = asyncio.ensure_future(exchange.wait_until_gone())
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -288,6 +290,14 @@ def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
     if listed:
         raise BadInput("expected columns or column_names, got both")
     return parse_names(given["column_names"])
+
+
+def _read_job(exchange: Exchange) -> str:
+    """Return the training job that the consumer names, for the log. Raises: BadInput for a long one."""
+    job: str = exchange.headers.get("hanse-job", "")
+    if len(job) > _JOB_MAX:
+        raise BadInput(f"expected a job in hanse-job of at most {_JOB_MAX} characters, got {len(job)}")
+    return job
 
 
 def _parse_number(given: Mapping[str, str], name: str) -> int | None:

@@ -275,6 +275,7 @@ BAD_FILES = [
     (FILE + "  scopes: profile\n", "expected the scope openid"),
     (FILE.replace("client_id", "client"), "client_id"),
     ("a: 1", "expected YAML with `providers`"),
+    ("[1]", "expected YAML with `providers`"),
     ("[", "expected YAML with `providers`"),
 ]
 

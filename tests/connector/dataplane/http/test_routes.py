@@ -105,6 +105,16 @@ async def test_rows_come_whole_with_an_end_record_and_are_in_the_log(running: Pr
     assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
 
 
+async def test_the_job_that_a_consumer_names_is_in_each_record_of_its_read(running: Provider) -> None:
+    agreement = await running.agree()
+    async with client(running, running.ticket(agreement)) as session:
+        assert (await session.get(ROWS, headers={"hanse-job": "run-17"})).status_code == 200
+        too_long = await session.get(ROWS, headers={"hanse-job": "x" * 251})
+    assert (too_long.status_code, "at most 250" in too_long.text) == (400, True)
+    await settled(running)
+    assert [running.of_kind(kind)[-1].job for kind in ("ReadStarted", "ReadEnded")] == ["run-17", "run-17"]
+
+
 async def test_digest_covers_every_byte_before_the_end_record(running: Provider) -> None:
     async with client(running, running.ticket(await running.agree())) as session:
         body = (await session.get(ROWS, params={"columns": "id,name"})).content

@@ -1,0 +1,217 @@
+"""Sign-on of workloads by OAuth 2.0 Token Exchange (RFC 8693): a token of a site's issuer becomes a short-lived one.
+
+A subject token, such as a Kubernetes service account token or a SPIFFE JWT-SVID, is checked in these steps, cheap ones
+first:
+1. It is a signed token of at most 16 kB whose `iss` is an issuer of the operator's file.
+2. An asymmetric algorithm and a key of that issuer signed it.
+3. Issuer, audience and times hold.
+4. The file gives its subject scopes; a narrower scope may be requested.
+5. An agreement that it is to be bound to is ours as consumer.
+The new token is signed and not stored. It ends with the subject token, or after its lifetime. A bound token opens only
+the transfers of its agreement. Refusals keep their reason for our log; the caller gets none.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from authlib.oauth2.claims import JWTClaims
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import OctKey
+
+from connector.errors import BadInput, Unauthenticated, check_harmless, harmless
+from connector.events import RequestRefused, TokenIssued
+from connector.infra.net.http_client import HttpClient
+from connector.management.auth import WORKLOAD_PREFIX, Caller
+from connector.management.sign_on import FAILED, IssuerClient, WorkloadIssuer, parse_form
+from connector.store import Store, Transaction
+
+GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+JWT_TYPE = "urn:ietf:params:oauth:token-type:jwt"
+ACCESS_TYPE = "urn:ietf:params:oauth:token-type:access_token"
+_SUBJECT_TOKEN_MAX = 16 * 2**10
+_TEXT_MAX = 250
+_LEEWAY_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """A new token, its scopes, and its lifetime in seconds."""
+
+    token: str
+    scopes: Sequence[str]
+    seconds: int
+
+
+class WorkloadTokens:
+    """Exchanges tokens of the configured issuers, and reads those that it made."""
+
+    def __init__(
+        self,
+        store: Store,
+        net: HttpClient,
+        issuers: Sequence[WorkloadIssuer],
+        *,
+        secret: bytes,
+        seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._key = OctKey.import_key(secret)
+        self._seconds, self._clock = seconds, clock
+        self._issuers = {
+            one.issuer: (one, IssuerClient(net, name=one.name, issuer=one.issuer, jwks_url=one.jwks_url))
+            for one in issuers
+        }
+
+    async def exchange(self, form: Mapping[str, str]) -> Exchanged:
+        """Exchange the subject token of a request. Raises: Unauthenticated without a reason, which is recorded."""
+        try:
+            return await self._exchange(form)
+        except FAILED as error:
+            await self._record(error)
+            raise Unauthenticated("token exchange failed; the operator's log has the reason") from error
+
+    async def _exchange(self, form: Mapping[str, str]) -> Exchanged:
+        asked = {name: form.get(name, "") for name in ("agreement", "purpose", "job")}
+        _check_request(form, asked)
+        issuer, claims = await self._verify(form["subject_token"])
+        scopes = _grant_scopes(issuer, str(claims["sub"]), form.get("scope", ""))
+        job = _read_job(issuer, claims) or asked["job"]
+        now = self._clock()
+        until = min(now + self._seconds, float(claims["exp"]))
+        if until - now < 1:
+            raise BadInput("expected a subject token that lasts, got one that ends now")
+        caller = _make_caller(issuer, str(claims["sub"]), scopes, asked | {"job": job})
+        await self._store.write(lambda tx: _issue(tx, caller))
+        return Exchanged(self._sign(caller, until), sorted(scopes), int(until - now))
+
+    async def _verify(self, token: str) -> tuple[WorkloadIssuer, Mapping[str, Any]]:
+        named = _peek_issuer(token)
+        if named not in self._issuers:
+            raise BadInput(f"expected a token of a configured issuer, got one of {harmless(named)[:200]!r}")
+        issuer, client = self._issuers[named]
+        claims = await client.decode(token)
+        expected = {name: {"essential": True} for name in ("sub", "exp")} | {
+            "iss": {"essential": True, "values": [issuer.issuer]},
+            "aud": {"essential": True, "values": [issuer.audience]},
+        }
+        JWTClaims(dict(claims), {}, expected).validate(now=int(self._clock()), leeway=_LEEWAY_S)
+        return issuer, claims
+
+    def _sign(self, caller: Caller, until: float) -> str:
+        claims = {
+            "name": caller.name, "sub": caller.subject, "scopes": sorted(caller.scopes), "agreement": caller.agreement,
+            "purpose": caller.purpose, "job": caller.job, "exp": until,
+        }  # fmt: skip
+        return WORKLOAD_PREFIX + jwt.encode({"alg": "HS256"}, claims, self._key, algorithms=["HS256"])
+
+    def read(self, token: str) -> Caller:
+        """Return the workload of a token that this connector made. Raises: Unauthenticated."""
+        try:
+            claims = jwt.decode(token.removeprefix(WORKLOAD_PREFIX), self._key, algorithms=["HS256"]).claims
+            over = claims["exp"] <= self._clock()
+        except (JoseError, ValueError, KeyError, TypeError) as error:
+            raise Unauthenticated("this token is not known here; exchange the workload's token for one") from error
+        if over:
+            raise Unauthenticated("this token has expired; exchange the workload's token again")
+        about = {name: claims[name] for name in ("agreement", "purpose", "job")}
+        scopes, subject = frozenset(claims["scopes"]), claims["sub"]
+        return Caller(claims["name"], scopes, owner=subject, subject=subject, workload=True, **about)
+
+    async def _record(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {harmless(str(error))[:500]}"
+        await self._store.record_refusal(
+            RequestRefused(actor="unknown", outcome="refused", code="token_exchange_failed", reason=reason)
+        )
+
+
+def router(workloads: WorkloadTokens) -> APIRouter:
+    routes = APIRouter(tags=["system"])
+
+    @routes.post("/oauth/token", summary="Exchange a workload's token for one of this connector (RFC 8693)")
+    async def exchange(request: Request) -> Response:
+        quiet = {"cache-control": "no-store"}
+        try:
+            made = await workloads.exchange(parse_form(await request.body()))
+        except Unauthenticated:
+            return JSONResponse({"error": "invalid_grant"}, status_code=400, headers=quiet)
+        body = {
+            "access_token": made.token, "issued_token_type": ACCESS_TYPE, "token_type": "Bearer",
+            "expires_in": made.seconds, "scope": " ".join(made.scopes),
+        }  # fmt: skip
+        return JSONResponse(body, headers=quiet)
+
+    return routes
+
+
+def _check_request(form: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    if form.get("grant_type") != GRANT or form.get("subject_token_type") != JWT_TYPE:
+        raise BadInput(f"expected the grant {GRANT} with a subject token of the type {JWT_TYPE}, got others")
+    if not 0 < len(form.get("subject_token", "")) <= _SUBJECT_TOKEN_MAX:
+        raise BadInput(f"expected a subject token of at most {_SUBJECT_TOKEN_MAX} characters")
+    check_harmless(**asked)
+    for name, text in asked.items():
+        if len(text) > _TEXT_MAX:
+            raise BadInput(f"expected {name} of at most {_TEXT_MAX} characters, got {len(text)}")
+
+
+def _peek_issuer(token: str) -> str:
+    """Return the issuer that an unchecked token names. Raises: ValueError, KeyError."""
+    body = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    return str(claims["iss"])
+
+
+def _grant_scopes(issuer: WorkloadIssuer, subject: str, asked: str) -> frozenset[str]:
+    """Return the scopes of a subject, or those of them that are asked for (step 4). Raises: BadInput."""
+    found = [scopes for pattern, scopes in issuer.subjects.items() if fnmatchcase(subject, pattern)]
+    granted = frozenset(scope for scopes in found for scope in scopes)
+    wanted = frozenset(asked.split()) or granted
+    if not wanted or not wanted <= granted:
+        raise BadInput(
+            f"expected scopes among {', '.join(sorted(granted)) or 'none'} for {harmless(subject)[:200]!r}, got "
+            f"{harmless(asked)[:100] or 'none'}"
+        )
+    return wanted
+
+
+def _read_job(issuer: WorkloadIssuer, claims: Mapping[str, Any]) -> str:
+    """Return the job that the subject token names: a claim that its issuer signed counts more than the request."""
+    found: Any = claims
+    for part in issuer.job_claim.split("/") if issuer.job_claim else ("",):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return harmless(found)[:_TEXT_MAX] if isinstance(found, str) else ""
+
+
+def _make_caller(issuer: WorkloadIssuer, subject: str, scopes: frozenset[str], about: Mapping[str, str]) -> Caller:
+    full = f"{issuer.issuer}#{subject}"
+    if len(full) > _TEXT_MAX:
+        raise BadInput(f"expected issuer and subject of at most {_TEXT_MAX} characters, got {len(full)}")
+    check_harmless(subject=subject)
+    name = f"{subject} ({issuer.name})"
+    return Caller(
+        name, scopes, owner=full, subject=full, workload=True, job=about["job"], agreement=about["agreement"],
+        purpose=about["purpose"],
+    )  # fmt: skip
+
+
+def _issue(tx: Transaction, caller: Caller) -> None:
+    """Record the exchange. Raises: BadInput for an agreement in which we are not the consumer (step 5)."""
+    if caller.agreement and tx.agreements.get(caller.agreement, role="consumer") is None:
+        raise BadInput(f"expected an agreement in which we are the consumer, got {caller.agreement!r}")
+    tx.publish(
+        TokenIssued(
+            actor=caller.name, subject=caller.subject, job=caller.job, agreement=caller.agreement,
+            purpose=caller.purpose, detail={"scopes": sorted(caller.scopes), "workload": True},
+        )
+    )  # fmt: skip
