@@ -44,7 +44,9 @@ from connector.management import (
     reads as reads_api,
 )
 from connector.services import Services
+from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog
+from connector.wallet import routes as wallet_routes
 
 
 class _Public(FastAPI):
@@ -88,6 +90,9 @@ def public_app(parts: Services) -> FastAPI:
     app.include_router(dsp_routes.version_router())
     app.include_router(contract_routes.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
+    if _presents(settings):
+        former = keys.load_former_participant_keys(settings.data_dir / "keys")
+        app.include_router(wallet_routes.router(parts.store, parts.identity, former=former))
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
     return app
@@ -174,14 +179,20 @@ def _console(parts: Services) -> APIRouter:
     )
 
 
+def _presents(settings: Settings) -> bool:
+    """Whether we present credentials ourselves, and no wallet elsewhere does."""
+    return bool(settings.credential_scopes) and not settings.sts_url
+
+
 def _well_known(parts: Services) -> APIRouter:
     routes = APIRouter()
+    own = f"{parts.settings.root_url}{wallet_routes.PATH}" if _presents(parts.settings) else ""
     document = did.document(
         parts.participant,
         jwk=keys.public_jwk(parts.identity.key),
         root_url=parts.settings.root_url,
         former=[keys.public_jwk(key) for key in keys.load_former_participant_keys(parts.settings.data_dir / "keys")],
-        credential_service=parts.settings.credential_service,
+        credential_service=parts.settings.credential_service or own,
     )
 
     @routes.get("/.well-known/did.json", include_in_schema=False)

@@ -103,6 +103,10 @@ class DutyChanged(Event):
     """A reminder: a duty is due, overdue or done. `detail`: path, duty, state, role, counterparty."""
 
 
+class CredentialStored(Event):
+    """A credential about us was stored. `detail`: issuer, types, expires, credential (its id)."""
+
+
 class NegotiationAdvanced(Event):
     """`detail`: role, counterparty, state, message; `credentials` that the sender presented, if any."""
 

@@ -93,6 +93,22 @@ class Identity:
             return Principal(claims["iss"])
         return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
 
+    async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
+        """The participant that queries our credentials, and the access token that it presents.
+
+        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unauthenticated, Busy.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme != "Bearer":
+            raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
+        claims = await self_issued_token.verify(
+            token, audience=self.did, resolver=self._resolver, replays=self._replays
+        )
+        access_token = claims.get("token")
+        if not isinstance(access_token, str):
+            raise Unauthenticated("expected a self-issued token with an access token in the claim `token`")
+        return claims["iss"], access_token
+
     def read_claimed_issuer(self, authorization: str) -> str:
         """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""
         return self_issued_token.claimed_issuer(authorization.partition(" ")[2].strip(), audience=self.did)
