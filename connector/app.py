@@ -47,6 +47,7 @@ from connector.services import Services
 from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog
 from connector.wallet import routes as wallet_routes
+from connector.wallet import token_service
 
 
 class _Public(FastAPI):
@@ -92,7 +93,16 @@ def public_app(parts: Services) -> FastAPI:
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
     if _presents(settings):
         former = keys.load_former_participant_keys(settings.data_dir / "keys")
-        app.include_router(wallet_routes.router(parts.store, parts.identity, former=former))
+        app.include_router(
+            wallet_routes.router(
+                parts.store,
+                parts.identity,
+                parts.resolver,
+                former=former,
+                issuers=settings.credential_issuers,
+                refuse_ungranted=settings.credential_refuse_ungranted,
+            )
+        )
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
     return app
@@ -135,6 +145,9 @@ def management_app(parts: Services) -> FastAPI:
         events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens, note=parts.log.note_reading),
     ):
         app.include_router(routes, prefix="/api/v1")
+    if settings.sts_serve_secret_file is not None:
+        secret_file = settings.sts_serve_secret_file
+        app.include_router(token_service.router(parts.wallet, client=parts.participant, secret_file=secret_file))
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
     app.include_router(_console(parts))

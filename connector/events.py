@@ -107,6 +107,10 @@ class CredentialStored(Event):
     """A credential about us was stored. `detail`: issuer, types, expires, credential (its id)."""
 
 
+class CredentialOffered(Event):
+    """An issuer offered us credentials. `detail`: credentials, what the offer names."""
+
+
 class NegotiationAdvanced(Event):
     """`detail`: role, counterparty, state, message; `credentials` that the sender presented, if any."""
 

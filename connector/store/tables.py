@@ -307,6 +307,7 @@ class HeldCredential(ConnectorTable):
     types: Mapped[list[Any]]
     expires: Mapped[float | None]
     jwt: Mapped[str]
+    holder_pid: Mapped[str] = mapped_column(_Key)  # our id of the request that it answers; empty: from a file
     stored_at: Mapped[float]
 
 

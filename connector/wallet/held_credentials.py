@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from connector.errors import BadInput, Unauthenticated
 from connector.events import CredentialStored
@@ -27,6 +27,13 @@ async def store_credential(store: Store, resolver: DidResolver, text: str, *, di
     Raises: BadInput if it is not about us, not valid now, or not signed by its issuer; Busy if that cannot be checked
     now.
     """
+    credential = await check_credential(resolver, text, did=did)
+    (row,) = await store_checked(store, [credential], by=by)
+    return row
+
+
+async def check_credential(resolver: DidResolver, text: object, *, did: str) -> Credential:
+    """A credential about us, signed by its issuer. Raises: BadInput, Busy."""
     try:
         credential = read_credential(text, holder=did, now=time.time())
         await verify_jwt(
@@ -34,20 +41,31 @@ async def store_credential(store: Store, resolver: DidResolver, text: str, *, di
         )
     except Unauthenticated as error:
         raise BadInput(error.message, private=error.private) from error
+    return credential
 
-    def work(tx: Transaction) -> HeldCredential:
-        if tx.held_credentials.count() >= _HELD_MAX:
+
+async def store_checked(
+    store: Store, credentials: Sequence[Credential], *, by: str, holder_pid: str = ""
+) -> list[HeldCredential]:
+    """Store checked credentials, all or none. `holder_pid`: our id of the request that they answer.
+
+    Raises: BadInput if there are too many.
+    """
+
+    def work(tx: Transaction) -> list[HeldCredential]:
+        if tx.held_credentials.count() + len(credentials) > _HELD_MAX:
             raise BadInput(f"expected at most {_HELD_MAX} credentials in the store; remove ended ones first")
-        row = _row(credential, now=tx.now)
-        tx.held_credentials.store(row)
-        detail = {"issuer": row.issuer, "types": row.types, "expires": row.expires, "credential": row.name}
-        tx.publish(CredentialStored(actor=by, detail=detail))
-        return row
+        rows = [_row(credential, holder_pid, now=tx.now) for credential in credentials]
+        for row in rows:
+            tx.held_credentials.store(row)
+            detail = {"issuer": row.issuer, "types": row.types, "expires": row.expires, "credential": row.name}
+            tx.publish(CredentialStored(actor=by, detail=detail))
+        return rows
 
     return await store.write(work)
 
 
-def _row(credential: Credential, *, now: float) -> HeldCredential:
+def _row(credential: Credential, holder_pid: str, *, now: float) -> HeldCredential:
     return HeldCredential(
         id=hashlib.sha256(credential.jwt.text.encode()).hexdigest(),
         name=credential.id[:255],
@@ -55,6 +73,7 @@ def _row(credential: Credential, *, now: float) -> HeldCredential:
         types=list(credential.types),
         expires=credential.expires,
         jwt=credential.jwt.text,
+        holder_pid=holder_pid,
         stored_at=now,
     )
 

@@ -17,7 +17,15 @@ class HeldCredentialQueries:
         self._session = session
 
     def store(self, row: HeldCredential) -> None:
-        """Store a credential; the same one again is kept once."""
+        """Store a credential; the same one again is kept once.
+
+        A delivered one replaces what its issuer delivered before with the same types for the same request.
+        """
+        if row.holder_pid:
+            same = select(HeldCredential).filter_by(issuer=row.issuer, holder_pid=row.holder_pid)
+            for before in self._session.scalars(same).all():
+                if sorted(before.types) == sorted(row.types) and before.id != row.id:
+                    self._session.delete(before)
         self._session.merge(row)
 
     def count(self) -> int:

@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column('types', sa.JSON(), nullable=False),
         sa.Column('expires', sa.Float(), nullable=True),
         sa.Column('jwt', sa.Text(), nullable=False),
+        sa.Column('holder_pid', sa.String(length=255), nullable=False),
         sa.Column('stored_at', sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint('id', name=op.f('pk_held_credential')),
     )
