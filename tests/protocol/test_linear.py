@@ -112,7 +112,7 @@ OTHERS: dict[str, tuple[Callable[[int], Any], Callable[[Any], object]]] = {
     "keys of a document": (
         lambda n: {"assertionMethod": many(n, "#"),
                    "verificationMethod": [{"id": one, "publicKeyJwk": KEY} for one in many(n, "#")]},
-        lambda document: did._keys(document, "did:web:them"),
+        lambda document: did._read_document(document, "did:web:them"),
     ),
 }  # fmt: skip
 
