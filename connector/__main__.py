@@ -1,4 +1,5 @@
-"""The commands `hanse connector serve | ready | migrate | restored | new-key | settings`, an entry point."""
+"""The commands `hanse connector serve | ready | migrate | restored | new-key |
+import-credential | settings`, an entry point."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -102,6 +104,19 @@ def new_key() -> None:
         raise typer.Exit(1) from None
     typer.echo(f"new key {key.thumbprint()} in {directory}; restart the connector")
     typer.echo("the DID document goes on listing the files participant-*.pem: remove each when nothing needs its key")
+
+
+@commands.command("import-credential")
+def import_credential(file: Annotated[Path, typer.Argument(help="A credential about us, as a JWT.")]) -> None:
+    """Check a credential with its issuer's DID document and store it, for verifiers to see. Takes effect at once."""
+    from connector.wallet.import_credential import import_credential as store
+
+    try:
+        row = asyncio.run(store(_settings(), file))
+    except HanseError as error:
+        typer.echo(f"{error.message}{f' ({error.private})' if error.private else ''}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"stored {', '.join(row.types)} of {row.issuer}")
 
 
 @commands.command()

@@ -47,7 +47,10 @@ from connector.management import (
     reads as reads_api,
 )
 from connector.services import Services
+from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog
+from connector.wallet import routes as wallet_routes
+from connector.wallet import token_service
 
 
 class _Public(FastAPI):
@@ -91,6 +94,18 @@ def public_app(parts: Services) -> FastAPI:
     app.include_router(dsp_routes.version_router())
     app.include_router(contract_routes.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
+    if _presents(settings):
+        former = keys.load_former_participant_keys(settings.data_dir / "keys")
+        app.include_router(
+            wallet_routes.router(
+                parts.store,
+                parts.identity,
+                parts.resolver,
+                former=former,
+                issuers=settings.credential_issuers,
+                refuse_ungranted=settings.credential_refuse_ungranted,
+            )
+        )
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
     return app
@@ -141,6 +156,9 @@ def management_app(parts: Services) -> FastAPI:
         events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens, note=parts.log.note_reading),
     ):
         app.include_router(routes, prefix="/api/v1")
+    if settings.sts_serve_secret_file is not None:
+        secret_file = settings.sts_serve_secret_file
+        app.include_router(token_service.router(parts.wallet, client=parts.participant, secret_file=secret_file))
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
     app.include_router(_console(parts))
@@ -187,14 +205,20 @@ def _console(parts: Services) -> APIRouter:
     )
 
 
+def _presents(settings: Settings) -> bool:
+    """Whether we present credentials ourselves, and no wallet elsewhere does."""
+    return bool(settings.credential_scopes) and not settings.sts_url
+
+
 def _well_known(parts: Services) -> APIRouter:
     routes = APIRouter()
+    own = f"{parts.settings.root_url}{wallet_routes.PATH}" if _presents(parts.settings) else ""
     document = did.document(
         parts.participant,
         jwk=keys.public_jwk(parts.identity.key),
         root_url=parts.settings.root_url,
         former=[keys.public_jwk(key) for key in keys.load_former_participant_keys(parts.settings.data_dir / "keys")],
-        credential_service=parts.settings.credential_service,
+        credential_service=parts.settings.credential_service or own,
     )
 
     @routes.get("/.well-known/did.json", include_in_schema=False)

@@ -106,6 +106,14 @@ class DutyChanged(Event):
     """A reminder: a duty is due, overdue or done. `detail`: path, duty, state, role, counterparty."""
 
 
+class CredentialStored(Event):
+    """A credential about us was stored. `detail`: issuer, types, expires, credential (its id)."""
+
+
+class CredentialOffered(Event):
+    """An issuer offered us credentials. `detail`: credentials, what the offer names."""
+
+
 class NegotiationAdvanced(Event):
     """`detail`: role, counterparty, state, message; `credentials` that the sender presented, if any."""
 

@@ -85,6 +85,8 @@ class Services:
     relay: EventRelay
     metrics: Metrics
     net: HttpClient
+    resolver: did.DidResolver
+    wallet: Wallet
     identity: Identity
     trust: MemberRegister
     known: FactCollector
@@ -383,6 +385,8 @@ def build(settings: Settings) -> Services:
         relay=EventRelay(store, number=sequencer.wake),
         metrics=metrics,
         net=net,
+        resolver=resolver,
+        wallet=wallet,
         identity=identity,
         trust=trust,
         known=known,

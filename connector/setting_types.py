@@ -149,5 +149,6 @@ Scopes = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValid
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, AfterValidator(address)]
 Location = Annotated[str, AfterValidator(_location)]
+Dids = Annotated[tuple[Annotated[str, AfterValidator(did)], ...], NoDecode, BeforeValidator(words)]
 Did = Annotated[str, AfterValidator(did)]
 Database = Annotated[str, AfterValidator(_database)]

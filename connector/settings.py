@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from connector.setting_types import Address, Database, Did, Location, Name, Networks, Place, Scopes, words
+from connector.setting_types import Address, Database, Did, Dids, Location, Name, Networks, Place, Scopes, words
 
 
 def find_misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -145,6 +145,19 @@ class Settings(BaseSettings):
     sts_client_id: str = Field("", description="Our client id at the secure token service; empty: our DID.")
     sts_secret_file: Place = Field(
         None, description="File with our client secret at the secure token service (mode 0600)."
+    )
+    sts_serve_secret_file: Place = Field(
+        None,
+        description="File with the secret (16 characters or more, mode 0600) by which other programs of ours have "
+        "tokens signed at /sts/token of the management listener; empty: that is off.",
+    )
+    credential_refuse_ungranted: bool = Field(
+        False,
+        description="Refuse a query for credentials beyond its access token, instead of answering within the token; "
+        "for peers that expect it.",
+    )
+    credential_issuers: Dids = Field(
+        (), description="DIDs of the issuers that may deliver and offer credentials to us, comma separated."
     )
     static_tokens: dict[str, str] = Field(
         default_factory=dict,
@@ -347,7 +360,8 @@ class Settings(BaseSettings):
         """The connector's private files and folders, which no dataset may use: keys, logs, received data."""
         records = ("log.head", "connector.db", "connector.db-wal", "connector.db-shm")
         names = ("keys", *records, "received", "outside", "queries", "streams", "work")
-        secret_files = (self.admin_token_file, self.connections, self.sts_secret_file, self.sign_on)
+        sts_files = (self.sts_secret_file, self.sts_serve_secret_file)
+        secret_files = (self.admin_token_file, self.connections, self.sign_on, *sts_files)
         files = (*secret_files, self.tls_key or self.tls_certificate)  # the key's file
         return (*(self.data_dir / name for name in names), *(path.absolute() for path in files if path is not None))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from joserfc.jwk import ECKey
 
@@ -92,6 +92,27 @@ class Identity:
         if self._verifier is None:
             return Principal(claims["iss"])
         return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
+
+    async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
+        """The participant that queries our credentials, and the access token that it presents.
+
+        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unauthenticated, Busy.
+        """
+        claims = await self._verify_bearer(authorization)
+        access_token = claims.get("token")
+        if not isinstance(access_token, str):
+            raise Unauthenticated("expected a self-issued token with an access token in the claim `token`")
+        return claims["iss"], access_token
+
+    async def authenticate_issuer(self, authorization: str | None) -> str:
+        """The participant that delivers or offers us credentials, by its token alone. Raises: Unauthenticated, Busy."""
+        return str((await self._verify_bearer(authorization))["iss"])
+
+    async def _verify_bearer(self, authorization: str | None) -> dict[str, Any]:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme != "Bearer":
+            raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
+        return await self_issued_token.verify(token, audience=self.did, resolver=self._resolver, replays=self._replays)
 
     def read_claimed_issuer(self, authorization: str) -> str:
         """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""

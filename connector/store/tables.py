@@ -323,6 +323,20 @@ class Attestation(ConnectorTable):
     recorded_at: Mapped[float]
 
 
+class HeldCredential(ConnectorTable):
+    """A credential that we hold and present to verifiers."""
+
+    __tablename__ = "held_credential"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of the JWT
+    name: Mapped[str] = mapped_column(_Key)  # the credential's own id; may be empty
+    issuer: Mapped[str] = mapped_column(_Key)
+    types: Mapped[list[Any]]
+    expires: Mapped[float | None]
+    jwt: Mapped[str]
+    holder_pid: Mapped[str] = mapped_column(_Key)  # our id of the request that it answers; empty: from a file
+    stored_at: Mapped[float]
+
+
 class DutyEvidence(ConnectorTable):
     """A statement by provider or consumer that a duty of an agreement was fulfilled, with its evidence."""
 

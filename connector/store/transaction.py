@@ -14,6 +14,7 @@ from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.queries.agreements import AgreementQueries
 from connector.store.queries.audit import AuditQueries
 from connector.store.queries.datasets import DatasetQueries
+from connector.store.queries.held_credentials import HeldCredentialQueries
 from connector.store.queries.negotiations_transfers import NegotiationQueries, TransferQueries
 from connector.store.queries.noised_answers import NoisedAnswerQueries
 from connector.store.queries.outbox import OutboxQueries
@@ -126,6 +127,10 @@ class Transaction:
     @cached_property
     def attestations(self) -> AttestationQueries:
         return AttestationQueries(self.session)
+
+    @cached_property
+    def held_credentials(self) -> HeldCredentialQueries:
+        return HeldCredentialQueries(self.session)
 
     @cached_property
     def duties(self) -> DutyQueries:

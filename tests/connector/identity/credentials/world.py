@@ -196,10 +196,12 @@ def identity(world: World, rules: dict[str, Any] | None = None) -> Identity:
     return Identity(did=US, key=KEYS[US], resolver=resolver, verifier=verifier(world, rules, resolver))
 
 
-def header(token: Any = "opaque", key: ECKey | None = None, **claims: Any) -> str:
+def header(
+    token: Any = "opaque", key: ECKey | None = None, *, header: dict[str, Any] | None = None, **claims: Any
+) -> str:
     now = int(time.time()) + 1  # not before this process began
     body = {"iss": HOLDER, "sub": HOLDER, "aud": US, "jti": f"j{time.time_ns()}", "iat": now, "exp": now + 60}
-    full = {"alg": "ES256", "kid": f"{HOLDER}#{KEYS[HOLDER].thumbprint()}"}
+    full = {"alg": "ES256", "kid": f"{HOLDER}#{KEYS[HOLDER].thumbprint()}", **(header or {})}
     body |= {"token": token, **claims}
     kept = {name: value for name, value in body.items() if value is not None}
     return f"Bearer {jwt.encode(full, kept, key or KEYS[HOLDER], algorithms=['ES256'])}"

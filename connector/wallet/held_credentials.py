@@ -1,0 +1,89 @@
+"""The credentials that we hold: checks one before it is stored, and finds those that a verifier may see.
+
+A credential is stored if a key of its issuer signed it and it is about us. An ended one is not presented any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+
+from connector.errors import BadInput, Unauthenticated
+from connector.events import CredentialStored
+from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
+from connector.identity.credentials.scopes import BY_ID, Scope
+from connector.identity.credentials.signed_jwt import ReadJwt, read_jwt, verify_jwt
+from connector.identity.did import DidResolver
+from connector.store import Store, Transaction
+from connector.store.tables import HeldCredential
+
+_HELD_MAX = 1_000
+
+
+async def store_credential(store: Store, resolver: DidResolver, text: str, *, did: str, by: str) -> HeldCredential:
+    """Check a credential about us (`did`) and store it; the same one again changes nothing.
+
+    Raises: BadInput if it is not about us, not valid now, or not signed by its issuer; Busy if that cannot be checked
+    now.
+    """
+    credential = await check_credential(resolver, text, did=did)
+    (row,) = await store_checked(store, [credential], by=by)
+    return row
+
+
+async def check_credential(resolver: DidResolver, text: object, *, did: str) -> Credential:
+    """A credential about us, signed by its issuer. Raises: BadInput, Busy."""
+    try:
+        credential = read_credential(text, holder=did, now=time.time())
+        await verify_jwt(
+            credential.jwt, credential.issuer, purpose="assertionMethod", what="the credential", resolver=resolver
+        )
+    except Unauthenticated as error:
+        raise BadInput(error.message, private=error.private) from error
+    return credential
+
+
+async def store_checked(
+    store: Store, credentials: Sequence[Credential], *, by: str, holder_pid: str = ""
+) -> list[HeldCredential]:
+    """Store checked credentials, all or none. `holder_pid`: our id of the request that they answer.
+
+    Raises: BadInput if there are too many.
+    """
+
+    def work(tx: Transaction) -> list[HeldCredential]:
+        if tx.held_credentials.count() + len(credentials) > _HELD_MAX:
+            raise BadInput(f"expected at most {_HELD_MAX} credentials in the store; remove ended ones first")
+        rows = [_row(credential, holder_pid, now=tx.now) for credential in credentials]
+        for row in rows:
+            tx.held_credentials.store(row)
+            detail = {"issuer": row.issuer, "types": row.types, "expires": row.expires, "credential": row.name}
+            tx.publish(CredentialStored(actor=by, detail=detail))
+        return rows
+
+    return await store.write(work)
+
+
+def _row(credential: Credential, holder_pid: str, *, now: float) -> HeldCredential:
+    return HeldCredential(
+        id=hashlib.sha256(credential.jwt.text.encode()).hexdigest(),
+        name=credential.id[:255],
+        issuer=credential.issuer,
+        types=list(credential.types),
+        expires=credential.expires,
+        jwt=credential.jwt.text,
+        holder_pid=holder_pid,
+        stored_at=now,
+    )
+
+
+async def find_presentable(store: Store, scopes: Iterable[Scope], *, now: float) -> list[ReadJwt]:
+    """The credentials within the scopes that have not ended, in the order in which they were stored."""
+    wanted = tuple(scopes)
+    rows = await store.read(lambda tx: tx.held_credentials.list_current(now)) if wanted else ()
+    return [
+        read_jwt(row.jwt, what="a credential", longest=CREDENTIAL_MAX)
+        for row in rows
+        if any(scope.name == row.name if scope.alias == BY_ID else scope.name in row.types for scope in wanted)
+    ]

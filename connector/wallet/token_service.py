@@ -1,0 +1,66 @@
+"""Our secure token service: signs self-issued tokens for other programs of ours (Decentralized Claims 1.0, 4.4).
+
+Whoever has its secret can act as us. So it is off without HANSE_STS_SERVE_SECRET_FILE, and on the management listener.
+"""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request
+
+from connector.errors import BadInput, Unauthenticated
+from connector.identity.identity_service import Wallet
+
+_SECRET_MIN, _SECRET_MAX = 16, 4 * 2**10
+_SCOPES_MAX = 64
+_SECONDS = 60  # that our tokens live
+
+
+def router(wallet: Wallet, *, client: str, secret_file: Path) -> APIRouter:
+    """The route. `client`: the only client id, our DID; `secret_file` holds its secret."""
+    routes = APIRouter(prefix="/sts", tags=["credentials"])
+
+    @routes.post("/token", include_in_schema=False)
+    async def token(request: Request) -> dict[str, str | int]:
+        form = _read_form(await request.body())
+        _check_client(form, client, _read_secret(secret_file))
+        scopes, audience = form.get("bearer_access_scope", "").split(), form.get("audience", "")
+        if form.get("grant_type") != "client_credentials" or not audience.startswith("did:") or len(audience) > 255:
+            raise BadInput("expected grant_type=client_credentials and the receiver's DID as audience")
+        if len(scopes) > _SCOPES_MAX:
+            raise BadInput(f"expected at most {_SCOPES_MAX} scopes, got {len(scopes)}")
+        signed = await wallet.sign(audience, scopes=scopes, token=form.get("token", ""))
+        return {"access_token": signed, "token_type": "Bearer", "expires_in": _SECONDS}
+
+    return routes
+
+
+def _read_form(body: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(body.decode(), strict_parsing=True, max_num_fields=16)
+    except ValueError:
+        raise BadInput("expected the fields of a form, got something else") from None
+    if len(dict(pairs)) != len(pairs):
+        raise BadInput("expected each field of the form once")
+    return dict(pairs)
+
+
+def _check_client(form: dict[str, str], client: str, secret: str) -> None:
+    known = hmac.compare_digest(form.get("client_id", "").encode(), client.encode())
+    if not (hmac.compare_digest(form.get("client_secret", "").encode(), secret.encode()) and known):
+        raise Unauthenticated("expected the client id and secret of our settings")
+
+
+def _read_secret(path: Path) -> str:
+    """The secret, read at each call. Raises: Unauthenticated where it is missing or too short to protect us."""
+    try:
+        with path.open(encoding="ascii") as file:
+            text = file.read(_SECRET_MAX).strip()
+    except (OSError, ValueError):
+        text = ""
+    if len(text) < _SECRET_MIN:
+        raise Unauthenticated("the token service is not available", private=f"{path}: expected 16 characters or more")
+    return text
