@@ -1,13 +1,13 @@
 """credentials that we hold
 
-Revision: 0013, after 0012
+Revision: 0015, after 0014
 """
 
 from alembic import op
 import sqlalchemy as sa
 
-revision = '0013'
-down_revision = '0012'
+revision = '0015'
+down_revision = '0014'
 branch_labels = None
 depends_on = None
 
