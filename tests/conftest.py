@@ -22,7 +22,7 @@ from tests.support import migrated, postgres
 
 _HAS_POSTGRES = postgres.binaries() is not None
 DATABASES = ["sqlite", "postgresql"] if _HAS_POSTGRES else ["sqlite"]
-# As the Flight listener sets it before it loads gRPC, which tests load earlier: with gRPC's fork handlers a child process
+# The Flight listener sets it before it loads gRPC, which tests load earlier: with gRPC's fork handlers a child process
 # now and then crashes before it starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

@@ -30,6 +30,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from connector.errors import BadInput
 from connector.identity.credentials.scopes import BY_TYPE, Scope, read_scope
+from connector.json_number import JSON_NUMBER
 from connector.setting_types import did
 
 _FILE_MAX = 2**20
@@ -86,8 +87,8 @@ class CredentialRules(_Part):
     scopes: tuple[Annotated[Scope, BeforeValidator(_scope)], ...] = Field(min_length=1, max_length=16)
     credentials: Required = "required"
     facts: Mapping[str, FactRule] = {}
-    presentation_seconds: int = Field(60, ge=0, le=60)
-    facts_seconds: int = Field(3600, ge=1, le=86_400)
+    presentation_seconds: Annotated[int, Field(ge=0, le=60), JSON_NUMBER] = 60
+    facts_seconds: Annotated[int, Field(ge=1, le=86_400), JSON_NUMBER] = 3600
     peers: Mapping[Did, PeerRule] = {}
 
     def peer(self, participant: str) -> PeerRule:

@@ -45,7 +45,8 @@ from tests.connector.identity.credentials.world import (
 )
 from tests.support.own_name import changed
 
-NOW = time.time()
+NOW = time.time()  # of the import: tests run minutes later
+DAY = 86_400
 GOOD = {"type": "object", "required": ["memberOf"], "properties": {"memberOf": {"type": "string"}}}
 NAMED = {"type": "JsonSchema", "id": SCHEMA}
 
@@ -129,8 +130,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "presentation of another issuer": {"vp": {"iss": OTHER}},
     "presentation of another subject": {"vp": {"sub": OTHER}},
     "presentation expired": {"vp": {"exp": int(NOW - 60)}},
-    "presentation from the future": {"vp": {"iat": int(NOW + 600)}},
-    "presentation not valid yet": {"vp": {"nbf": int(NOW + 600)}},
+    "presentation from the future": {"vp": {"iat": int(NOW + DAY)}},
+    "presentation not valid yet": {"vp": {"nbf": int(NOW + DAY)}},
     "presentation with a text as exp": {"vp": {"exp": "tomorrow"}},
     "presentation with true as exp": {"vp": {"exp": True}},
     "presentation with infinity as exp": {"vp": {"exp": float("inf")}},
@@ -168,9 +169,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "credential without an issuer": {"in": {"issuer": None}, "vc": {"iss": None}},
     "credential expired outside": {"vc": {"exp": int(NOW - 1)}},
     "credential expired inside": {"in": {"expirationDate": stamp(NOW - 1), "validUntil": stamp(NOW - 1)}},
-    "credential not valid yet outside": {"vc": {"nbf": int(NOW + 600)}},
-    "credential not valid yet inside": {"in": {"issuanceDate": stamp(NOW + 600), "validFrom": stamp(NOW + 600)}},
-    "credential issued in the future": {"vc": {"iat": int(NOW + 600)}},
+    "credential not valid yet outside": {"vc": {"nbf": int(NOW + DAY)}},
+    "credential not valid yet inside": {"in": {"issuanceDate": stamp(NOW + DAY), "validFrom": stamp(NOW + 600)}},
+    "credential issued in the future": {"vc": {"iat": int(NOW + DAY)}},
     "credential with a date without zone": {"in": {"validUntil": "2099-01-01T00:00:00"}},
     "credential with nonsense as date": {"in": {"validUntil": "never"}},
     "credential with a number as date": {"in": {"validFrom": 5}},
@@ -202,7 +203,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "list signed by another": {**entry(), "list signer": OTHER},
     "list without a signature": {**entry(), "list header": {"alg": "none"}},
     "expired list": {**entry(), "list": {"exp": int(NOW - 1)}},
-    "list of tomorrow": {**entry(), "list": {"nbf": int(NOW + 600)}},
+    "list of tomorrow": {**entry(), "list": {"nbf": int(NOW + DAY)}},
     "list of another kind": {**entry(), "list": {"vc.credentialSubject.type": "RevocationList"}},
     "a list that is no list": {**entry(), "list": {"vc.type": ["VerifiableCredential"]}},
     "list without bits": {**entry(), "list": {"vc.credentialSubject.encodedList": None}},
@@ -358,7 +359,8 @@ async def test_a_credential_that_is_withdrawn_counts_until_its_list_is_read_agai
     world.bits[0] = 1
     (kept,) = await asked.find_current(HOLDER)
     assert kept.until - kept.checked_at == status_list._SECONDS
-    later = changed(time, time=lambda: NOW + 2 * status_list._SECONDS)
+    at = time.time() + 2 * status_list._SECONDS
+    later = changed(time, time=lambda: at)
     monkeypatch.setattr(verifier_module, "time", later)
     assert await asked.find_current(HOLDER) == ()
     assert world.calls.count(LIST) == 2
