@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,7 +32,7 @@ from connector.identity import did  # noqa: E402
 from tests.interop import steps  # noqa: E402
 from tests.interop.edc import PARTICIPANT, Edc, mock_token, mock_tokens  # noqa: E402
 from tests.tck.product import Place, Product, free_port  # noqa: E402
-from tests.tck.run import NOT_REACHABLE, UNREACHABLE_WORDS, NotReachable, tools  # noqa: E402
+from tests.tck.run import NOT_REACHABLE, UNREACHABLE_WORDS, NotReachable, obtain, run_each  # noqa: E402
 
 MARK = ROOT / "var" / "interop" / "not-reachable"  # .ci/run goes on past this, and past nothing else
 SERVICE = "META-INF/services/org.eclipse.edc.spi.system.ServiceExtension"
@@ -150,7 +149,7 @@ async def running(classes: str, directory: Path) -> AsyncIterator[steps.Space]:
 
 
 async def once(classes: str, directory: Path, only: str) -> int:
-    """Run the steps in order; the number of those that failed."""
+    """Run the steps in order; 1 if one failed, else 0."""
     failed, began = 0, time.monotonic()
     async with running(classes, directory) as space:
         print(f"EDC and Hanse are up after {time.monotonic() - began:.1f} s; logs in {directory}", flush=True)
@@ -165,7 +164,7 @@ async def once(classes: str, directory: Path, only: str) -> int:
                 print(f"FAIL {title}: {type(error).__name__}: {error}", flush=True)
     passed = len([title for title, _ in steps.STEPS if only in title]) - failed
     print(f"{passed} passed, {failed} failed in {time.monotonic() - began:.1f} s", flush=True)
-    return failed
+    return 1 if failed else 0
 
 
 def main() -> int:
@@ -174,24 +173,11 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1, help="how often, each with new connectors")
     parser.add_argument("--only", default="", help="part of a step's title; later steps need earlier ones")
     arguments = parser.parse_args()
-    MARK.parent.mkdir(parents=True, exist_ok=True)
-    MARK.unlink(missing_ok=True)
-    try:
-        tools()
-        classes = class_path(MARK.parent)
-    except NotReachable as reason:
-        MARK.touch()
-        print(f"{reason}\nINTEROP NOT RUN: artifacts not reachable", flush=True)
+    classes = obtain(MARK, "INTEROP", lambda: class_path(MARK.parent))
+    if classes is None:
         return NOT_REACHABLE
-    for number in range(arguments.times):
-        place = Path(tempfile.mkdtemp(prefix=f"run{number}-", dir=MARK.parent))
-        try:
-            if asyncio.run(once(classes, place, arguments.only)):
-                return 1
-        except (RuntimeError, OSError, httpx2.HTTPError) as error:
-            print(f"the run broke, see {place}: {error}", flush=True)
-            return 2
-    return 0
+    names = [f"run{number}" for number in range(arguments.times)]
+    return run_each(MARK.parent, ((name, lambda place: once(classes, place, arguments.only)) for name in names))
 
 
 if __name__ == "__main__":

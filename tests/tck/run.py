@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -32,6 +33,7 @@ MARK = ROOT / "var" / "tck" / "not-reachable"  # .ci/run goes on past this, and 
 VERSIONS = ("1.0.1", "1.0.0-RC6")
 EXPECTED = 65  # of 67; the kit itself disables two
 NOT_REACHABLE = 75
+T = TypeVar("T")
 UNREACHABLE_WORDS = (
     "Could not find artifact",
     "Could not transfer",
@@ -76,6 +78,33 @@ def class_path(
             raise RuntimeError(f"Maven failed, and not for want of artifacts:\n{text}")
         print(f"kit {version}: not reachable")
     raise NotReachable(f"none of {', '.join(versions)} can be resolved")
+
+
+def obtain(mark: Path, title: str, find: Callable[[], T]) -> T | None:
+    """What `find` gets from Maven; None, with `mark` set and an honest last line, where it cannot be had."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    try:
+        tools()
+        return find()
+    except NotReachable as reason:
+        mark.touch()
+        print(f"{reason}\n{title} NOT RUN: artifacts not reachable", flush=True)
+        return None
+
+
+def run_each(directory: Path, runs: Iterable[tuple[str, Callable[[Path], Coroutine[Any, Any, int]]]]) -> int:
+    """Carry out runs, each in a new folder whose name begins with its name, until one fails; the exit code."""
+    for name, once_in in runs:
+        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory))
+        try:
+            code = asyncio.run(once_in(place))
+        except (RuntimeError, OSError, httpx2.HTTPError) as error:
+            print(f"the run broke, see {place}: {error}", flush=True)
+            return 2
+        if code:
+            return 1 if code in (1, 2) else 2
+    return 0
 
 
 def check_runner(classes: str, directory: Path) -> str:
@@ -142,31 +171,18 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="directory to keep logs in; var/tck by default")
     arguments = parser.parse_args()
     directory = (arguments.logs or MARK.parent).resolve()
-    for needed in (MARK.parent, directory):
-        needed.mkdir(parents=True, exist_ok=True)
-    MARK.unlink(missing_ok=True)
-    try:
-        tools()
-        version, classes = class_path(directory, "-U")
-    except NotReachable as reason:
-        MARK.touch()
-        print(f"{reason}\nTCK NOT RUN: artifacts not reachable", flush=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    found = obtain(MARK, "TCK", lambda: class_path(directory, "-U"))
+    if found is None:
         return NOT_REACHABLE
+    version, classes = found
     try:
         print(f"runner: {check_runner(classes, directory)}", flush=True)
     except RuntimeError as error:
         print(error, flush=True)
         return 2
-    for number in range(arguments.times):
-        place = Path(tempfile.mkdtemp(prefix=f"run{number}-", dir=directory))
-        try:
-            code = asyncio.run(once(version, classes, place, arguments.only))
-        except (RuntimeError, OSError, httpx2.HTTPError) as error:
-            print(f"the run broke, see {place}: {error}", flush=True)
-            return 2
-        if code:
-            return 1 if code in (1, 2) else 2
-    return 0
+    names = [f"run{number}" for number in range(arguments.times)]
+    return run_each(directory, ((name, lambda place: once(version, classes, place, arguments.only)) for name in names))
 
 
 if __name__ == "__main__":

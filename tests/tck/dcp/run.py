@@ -7,11 +7,9 @@ be had the last line is `TCK-DCP NOT RUN: artifacts not reachable`.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import secrets
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,25 +127,17 @@ def main() -> int:
     arguments = parser.parse_args()
     parts = [arguments.part] if arguments.part else list(PARTS)
     directory = MARK.parent
-    directory.mkdir(parents=True, exist_ok=True)
-    MARK.unlink(missing_ok=True)
-    try:
-        run.tools()
-        version, classes = run.class_path(directory, "-U", pom=HERE / "pom.xml", versions=VERSIONS)
-    except run.NotReachable as reason:
-        MARK.touch()
-        print(f"{reason}\nTCK-DCP NOT RUN: artifacts not reachable", flush=True)
+    found = run.obtain(
+        MARK, "TCK-DCP", lambda: run.class_path(directory, "-U", pom=HERE / "pom.xml", versions=VERSIONS)
+    )
+    if found is None:
         return run.NOT_REACHABLE
-    for number, part in itertools.product(range(arguments.times), parts):
-        place = Path(tempfile.mkdtemp(prefix=f"run{number}-{part}-", dir=directory))
-        try:
-            code = asyncio.run(once(part, version, classes, place, arguments.only))
-        except (RuntimeError, OSError, httpx2.HTTPError) as error:
-            print(f"the run broke, see {place}: {error}", flush=True)
-            return 2
-        if code:
-            return 1 if code in (1, 2) else 2
-    return 0
+    version, classes = found
+    runs = [
+        (f"run{number}-{part}", lambda place, part=part: once(part, version, classes, place, arguments.only))
+        for number, part in itertools.product(range(arguments.times), parts)
+    ]
+    return run.run_each(directory, runs)
 
 
 if __name__ == "__main__":
