@@ -99,7 +99,7 @@ def list_settings(settings: Settings) -> list[dict[str, Any]]:
 
 def _format_value(name: str, value: Any) -> str:
     if name in _SECRET:
-        return "set, not view_settings" if value else ""
+        return "set, not shown" if value else ""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
