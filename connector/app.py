@@ -6,10 +6,12 @@ Only `server`, which runs the two listeners, may import this module.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from joserfc.jwk import ECKey
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
@@ -94,8 +96,8 @@ def public_app(parts: Services) -> FastAPI:
     app.include_router(dsp_routes.version_router())
     app.include_router(contract_routes.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
+    former = keys.load_former_participant_keys(settings.data_dir / "keys")
     if _presents(settings):
-        former = keys.load_former_participant_keys(settings.data_dir / "keys")
         app.include_router(
             wallet_routes.router(
                 parts.store,
@@ -106,7 +108,7 @@ def public_app(parts: Services) -> FastAPI:
                 refuse_ungranted=settings.credential_refuse_ungranted,
             )
         )
-    app.include_router(_well_known(parts))
+    app.include_router(_well_known(parts, former))
     app.include_router(_health(parts))
     return app
 
@@ -210,14 +212,14 @@ def _presents(settings: Settings) -> bool:
     return bool(settings.credential_scopes) and not settings.sts_url
 
 
-def _well_known(parts: Services) -> APIRouter:
+def _well_known(parts: Services, former: Sequence[ECKey]) -> APIRouter:
     routes = APIRouter()
     own = f"{parts.settings.root_url}{wallet_routes.PATH}" if _presents(parts.settings) else ""
     document = did.document(
         parts.participant,
         jwk=keys.public_jwk(parts.identity.key),
         root_url=parts.settings.root_url,
-        former=[keys.public_jwk(key) for key in keys.load_former_participant_keys(parts.settings.data_dir / "keys")],
+        former=[keys.public_jwk(key) for key in former],
         credential_service=parts.settings.credential_service or own,
     )
 

@@ -26,7 +26,9 @@ from connector.infra.net.http_client import HttpClient
 from connector.setting_types import port_hint
 from connector.urls import read_url
 
+CONTEXT = "https://w3id.org/dspace-dcp/v1.0/dcp.jsonld"  # of messages and documents (Decentralized Claims 1.0)
 DID_MAX = 255  # characters, as in the database
+_LATER = frozenset({408, 425, 429})  # answers of a server that is up and cannot answer now
 _CACHE_SECONDS = 300.0
 _REFETCH_SECONDS = 10.0
 _DOCUMENT_MAX = 64 * 2**10
@@ -90,7 +92,7 @@ def document(
     if credential_service:
         services["credentials"] = ("CredentialService", credential_service)
     return {
-        "@context": ["https://www.w3.org/ns/did/v1", "https://w3id.org/dspace-dcp/v1.0/dcp.jsonld"],
+        "@context": ["https://www.w3.org/ns/did/v1", CONTEXT],
         "id": did,
         "verificationMethod": methods,
         **{purpose: [method["id"] for method in methods] for purpose in reversed(_PURPOSES)},
@@ -99,9 +101,6 @@ def document(
             for name, (kind, endpoint) in services.items()
         ],
     }
-
-
-_LATER = frozenset({408, 425, 429})  # answers of a server that is up and cannot answer now
 
 
 def _method(did: str, jwk: dict[str, Any]) -> dict[str, Any]:

@@ -86,9 +86,7 @@ class Identity:
                 return Principal(participant)
         if scheme.lower() != "bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>`, got another scheme")
-        claims = await self_issued_token.verify(
-            token, audience=self.did, resolver=self._resolver, replays=self._replays
-        )
+        claims = await self._verify_token(token)
         if self._verifier is None:
             return Principal(claims["iss"])
         return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
@@ -112,6 +110,9 @@ class Identity:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme != "Bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
+        return await self._verify_token(token)
+
+    async def _verify_token(self, token: str) -> dict[str, Any]:
         return await self_issued_token.verify(token, audience=self.did, resolver=self._resolver, replays=self._replays)
 
     def read_claimed_issuer(self, authorization: str) -> str:

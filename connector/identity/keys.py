@@ -20,6 +20,7 @@ from joserfc.jwk import ECKey
 from connector.errors import BadInput, Conflict
 from connector.infra import atomic_files
 
+_SECRET_MAX = 4 * 2**10  # characters
 _BYTES = 32  # of a secret, and of an Ed25519 key
 _RESTORE = (
     "restore it from its backup, or copy it from another process on the same database (if it is lost for good, see "
@@ -118,6 +119,16 @@ def load_secret(directory: Path, name: str, *, new: bool = True) -> bytes:
     if len(data) < _BYTES:
         raise BadInput(f"expected {_BYTES} bytes or more in {path}, got {len(data)}; {_help(new)}")
     return data
+
+
+def read_secret(path: Path) -> str:
+    """The text in an operator's file with a shared secret; empty if it is missing, unreadable or too long."""
+    try:
+        with path.open(encoding="ascii") as file:
+            text = file.read(_SECRET_MAX + 1).strip()
+    except (OSError, ValueError):
+        return ""
+    return text if len(text) <= _SECRET_MAX else ""
 
 
 def _help(new: bool) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from connector.errors import BadInput, Unauthenticated
 from connector.events import CredentialStored
 from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
-from connector.identity.credentials.scopes import BY_ID, Scope
+from connector.identity.credentials.scopes import Scope
 from connector.identity.credentials.signed_jwt import ReadJwt, read_jwt, verify_jwt
 from connector.identity.did import DidResolver
 from connector.store import Store, Transaction
@@ -85,5 +85,5 @@ async def find_presentable(store: Store, scopes: Iterable[Scope], *, now: float)
     return [
         read_jwt(row.jwt, what="a credential", longest=CREDENTIAL_MAX)
         for row in rows
-        if any(scope.name == row.name if scope.alias == BY_ID else scope.name in row.types for scope in wanted)
+        if any(scope.covers(row.name, row.types) for scope in wanted)
     ]

@@ -18,7 +18,7 @@ from connector.events import CredentialOffered
 from connector.identity.credentials.access_token import verify_access_token
 from connector.identity.credentials.presenting import make_presentations
 from connector.identity.credentials.scopes import Scope, read_scope
-from connector.identity.did import DidResolver
+from connector.identity.did import CONTEXT, DidResolver
 from connector.identity.identity_service import Identity
 from connector.store import Store
 from connector.telemetry import logger
@@ -28,7 +28,6 @@ from connector.wallet.issuer_messages import read_delivery, read_offer
 PATH = "/dcp"
 _log = logger("credentials")
 _SCOPES_MAX = 64
-_CONTEXT = "https://w3id.org/dspace-dcp/v1.0/dcp.jsonld"
 
 
 class DefinitionUnsupported(BadInput):
@@ -62,7 +61,7 @@ def router(
             raise Forbidden("expected a query within its access token; ask for less")
         found = await find_presentable(store, [scope for scope in asked if scope in may], now=now)
         made = make_presentations(found, identity.key, did=identity.did, verifier=caller, now=now)
-        return {"@context": [_CONTEXT], "type": "PresentationResponseMessage", "presentation": made}
+        return {"@context": [CONTEXT], "type": "PresentationResponseMessage", "presentation": made}
 
     async def issuer_of(request: Request) -> str:
         caller = await identity.authenticate_issuer(request.headers.get("authorization"))

@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 
 from connector.errors import BadInput, Unauthenticated
+from connector.identity import keys
 from connector.identity.identity_service import Wallet
 
-_SECRET_MIN, _SECRET_MAX = 16, 4 * 2**10
+_SECRET_MIN = 16
 _SCOPES_MAX = 64
 _SECONDS = 60  # that our tokens live
 
@@ -56,11 +57,7 @@ def _check_client(form: dict[str, str], client: str, secret: str) -> None:
 
 def _read_secret(path: Path) -> str:
     """The secret, read at each call. Raises: Unauthenticated where it is missing or too short to protect us."""
-    try:
-        with path.open(encoding="ascii") as file:
-            text = file.read(_SECRET_MAX).strip()
-    except (OSError, ValueError):
-        text = ""
+    text = keys.read_secret(path)
     if len(text) < _SECRET_MIN:
         raise Unauthenticated("the token service is not available", private=f"{path}: expected 16 characters or more")
     return text

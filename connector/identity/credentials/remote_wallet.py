@@ -12,11 +12,11 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from connector.errors import Busy, HanseError, Unauthenticated
+from connector.identity import keys
 from connector.identity.credentials import fetched
 from connector.infra.net.http_client import HttpClient
 
 _ANSWER_MAX = 64 * 2**10
-_SECRET_MAX = 4 * 2**10
 _WHAT = "the answer of the secure token service"
 
 
@@ -54,12 +54,7 @@ class RemoteWallet:
 
     def _secret(self) -> str:
         """The client's secret, read at each call, so that a rotated one is used at once."""
-        try:
-            with self._secret_file.open(encoding="ascii") as file:
-                text = file.read(_SECRET_MAX + 1).strip()
-        except (OSError, ValueError):
-            text = ""
-        if not 0 < len(text) <= _SECRET_MAX:
+        if not (text := keys.read_secret(self._secret_file)):
             raise Busy(f"our tokens cannot be signed: expected a secret in {self._secret_file} (HANSE_STS_SECRET_FILE)")
         return text
 

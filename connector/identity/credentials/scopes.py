@@ -6,6 +6,7 @@ Types are compared exactly.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 BY_TYPE = "org.eclipse.dspace.dcp.vc.type"
@@ -24,6 +25,10 @@ class Scope:
     def __str__(self) -> str:
         """The form that deployed peers expect."""
         return f"{self.alias}:{self.name}:read"
+
+    def covers(self, credential: str, types: Collection[str]) -> bool:
+        """Whether a credential with this id and these types is within the scope."""
+        return self.name == credential if self.alias == BY_ID else self.name in types
 
 
 def read_scope(text: str) -> Scope:

@@ -28,10 +28,9 @@ from connector.identity.credentials.credential import Credential, read_credentia
 from connector.identity.credentials.presentation import CREDENTIALS_MAX, read_presentation
 from connector.identity.credentials.rules import CredentialRules
 from connector.identity.credentials.schema_check import SchemaChecker
-from connector.identity.credentials.scopes import BY_ID, Scope
 from connector.identity.credentials.signed_jwt import list_of, verify_jwt
 from connector.identity.credentials.status_list import StatusLists
-from connector.identity.did import DidResolver, host_of
+from connector.identity.did import CONTEXT, DidResolver, host_of
 from connector.identity.principal import VerifiedCredential
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.infra.concurrency.recent_keys import put_recent
@@ -45,7 +44,6 @@ _AT_ONCE, _OF_ONE_HOST, _WAITING_PER_HOST = 12, 4, 16
 _TOKEN_MAX = 8 * 2**10
 _ANSWER_MAX = 2**20
 _PRESENTATIONS_MAX = 8
-_CONTEXT = "https://w3id.org/dspace-dcp/v1.0/dcp.jsonld"
 _REFUSED = "expected credentials that are valid here; ask the operator of the data space which, and present them"
 _LATER = "the credentials cannot be checked now; try again in a moment"
 _WHAT = "the answer of a credential service"
@@ -153,7 +151,7 @@ class Verifier:
         """The presentations of an answer, unread."""
         service = await self._resolver.service(holder, "CredentialService")  # 4
         message = {
-            "@context": [_CONTEXT],
+            "@context": [CONTEXT],
             "type": "PresentationQueryMessage",
             "scope": [str(scope) for scope in self.rules.scopes],
         }
@@ -221,7 +219,7 @@ class Verifier:
         )
 
     def _is_wanted(self, credential: Credential, trusted: Sequence[str]) -> bool:
-        asked = any(_covers(scope, credential.id, trusted) for scope in self.rules.scopes)
+        asked = any(scope.covers(credential.id, trusted) for scope in self.rules.scopes)
         return asked or not self._wanted.isdisjoint(trusted)
 
     async def _check_status(self, credential: Credential, now: float) -> float:
@@ -250,13 +248,9 @@ class Verifier:
 
     def _cover(self, presented: _Presented) -> _Presented:
         for scope in self.rules.scopes:  # 7
-            if not any(_covers(scope, one.id, one.types) for one in presented.verified):
+            if not any(scope.covers(one.id, one.types) for one in presented.verified):
                 raise Unauthenticated(f"expected a valid credential for the scope {scope}, got none that holds")
         return presented
-
-
-def _covers(scope: Scope, name: str, types: Sequence[str]) -> bool:
-    return scope.name == name if scope.alias == BY_ID else scope.name in types
 
 
 def _read_answer(body: bytes) -> list[Any]:
