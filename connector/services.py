@@ -68,6 +68,7 @@ from connector.usage.credential_facts import CredentialFacts
 from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import EndReason
+from connector.usage.shared_callers import SharedCallers
 from policies import plugins
 
 _CONVERT_TEMP_MB = 4096
@@ -226,13 +227,15 @@ def build(settings: Settings) -> Services:
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
     resolver = did.DidResolver(net)
     wallet = _wallet(settings, net, did=participant, key=key)
-    verifier = _verifier(settings, net, resolver, did=participant, signer=wallet)
+    shared = None if store.is_sqlite else SharedCallers(store)  # SQLite has one process
+    verifier = _verifier(settings, net, resolver, did=participant, signer=wallet, shared=shared)
     identity = Identity(
         did=participant,
         key=key,
         resolver=resolver,
         wallet=wallet,
         verifier=verifier,
+        shared_replays=shared,
         scopes=settings.credential_scopes,
         static=settings.static_tokens,
         anonymous=settings.anonymous_participant,
@@ -461,12 +464,19 @@ def _wallet(settings: Settings, net: HttpClient, *, did: str, key: ECKey) -> Wal
 
 
 def _verifier(
-    settings: Settings, net: HttpClient, resolver: did.DidResolver, *, did: str, signer: Wallet
+    settings: Settings,
+    net: HttpClient,
+    resolver: did.DidResolver,
+    *,
+    did: str,
+    signer: Wallet,
+    shared: SharedCallers | None,
 ) -> Verifier | None:
     """The verifier of callers' credentials; None without rules. Raises: BadInput for an invalid file."""
     if settings.credential_rules is None:
         return None
-    return Verifier(load_rules(settings.credential_rules), net=net, resolver=resolver, did=did, signer=signer)
+    rules = load_rules(settings.credential_rules)
+    return Verifier(rules, net=net, resolver=resolver, did=did, signer=signer, shared=shared)
 
 
 def _round_seconds(settings: Settings, store: Store) -> float:

@@ -48,7 +48,7 @@ class Identity:
     `static` maps bearer tokens to participants, for test set-ups. `anonymous` is the participant for requests without a
     token; empty refuses them. `wallet` signs our tokens; None: our key does. `scopes`: what each receiver of our
     tokens may query of our credentials; none: tokens grant nothing. `verifier` checks callers' credentials; None: a
-    token suffices.
+    token suffices. `shared_replays`: used tokens of all processes of this connector; None: this is the only one.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Identity:
         wallet: Wallet | None = None,
         scopes: Sequence[str] = (),
         verifier: Verifier | None = None,
+        shared_replays: self_issued_token.SharedReplays | None = None,
     ) -> None:
         self.did = did
         self.key = key
@@ -70,6 +71,7 @@ class Identity:
         self._scopes = tuple(scopes)
         self._verifier = verifier
         self._replays = self_issued_token.Replays(since=time.time())
+        self._shared_replays = shared_replays
         self._static = dict(static or {})
         self._anonymous = anonymous
 
@@ -113,7 +115,13 @@ class Identity:
         return await self._verify_token(token)
 
     async def _verify_token(self, token: str) -> dict[str, Any]:
-        return await self_issued_token.verify(token, audience=self.did, resolver=self._resolver, replays=self._replays)
+        return await self_issued_token.verify(
+            token,
+            audience=self.did,
+            resolver=self._resolver,
+            replays=self._replays,
+            shared=self._shared_replays,
+        )
 
     def read_claimed_issuer(self, authorization: str) -> str:
         """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""

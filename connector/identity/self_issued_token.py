@@ -5,7 +5,7 @@
 2. iss, sub, aud, jti, iat and exp are present; iss = sub = the kid's DID; aud is our DID alone;
 3. the time: not expired, not from the future, no life longer than `_LIFE_MAX`;
 4. the signature, with a key that the issuer's document lists under capabilityInvocation;
-5. jti was not used by this issuer before, not even at an earlier process of this connector.
+5. jti was not used by this issuer before, not even at an earlier or another process of this connector.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import uuid
 from base64 import urlsafe_b64decode
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, Protocol
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -51,6 +51,14 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
         **(claims or {}),
     }
     return jwt.encode(header, body, key, algorithms=["ES256"])
+
+
+class SharedReplays(Protocol):
+    """Ids of tokens that were used at any process of this connector."""
+
+    async def note_first_use(self, issuer: str, jti: str, until: float) -> bool:
+        """Note a token id until `until` (UTC seconds); False if it was noted before. Raises: Busy."""
+        ...
 
 
 class Replays:
@@ -111,9 +119,18 @@ def _count_key(issuer: str, expected: bool) -> str:
 
 
 async def verify(
-    token: str, *, audience: str, resolver: DidResolver, replays: Replays, now: float | None = None
+    token: str,
+    *,
+    audience: str,
+    resolver: DidResolver,
+    replays: Replays,
+    shared: SharedReplays | None = None,
+    now: float | None = None,
 ) -> dict[str, Any]:
-    """The claims of a valid token. Raises: Unauthenticated, with a message that never holds the token; Busy."""
+    """The claims of a valid token. `replays` bounds what this process notes, and so what `shared` stores.
+
+    Raises: Unauthenticated, with a message that never holds the token; Busy.
+    """
     at = time.time() if now is None else now
     header, claims = _split_token(token)  # 1
     issuer = _check_parties(header, claims, audience)  # 2
@@ -126,9 +143,10 @@ async def verify(
     resolver.mark_proven(issuer)
     issued, expires = float(claims["iat"]), float(claims["exp"])
     expected = resolver.is_expected(issuer)
-    if not replays.note_first_use(  # 5
+    first = replays.note_first_use(  # 5
         issuer, claims["jti"], issued=issued, expires=expires, now=at, expected=expected
-    ):
+    )
+    if not first or (shared is not None and not await shared.note_first_use(issuer, claims["jti"], expires + _LEEWAY)):
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
     return claims
 

@@ -231,12 +231,13 @@ class Sender:
         return 0.0 if rows else 0.2
 
     def _tidy(self, tx: Transaction) -> None:
-        """Delete old records of received messages, and bring forward rows that are due too far in the future.
+        """Delete old records of messages and callers, and bring forward rows that are due too far in the future.
 
         The latter were rescheduled before the clock was set back.
         """
         tx.outbox.forget_older(tx.now - _REMEMBER)
         tx.process_counters.forget_idle(tx.now)
+        tx.callers.forget_expired(tx.now)
         now = self._to_database_time(tx.now)
         tx.outbox.bring_forward(now, beyond=now + self._cap + _FORGET_EVERY)
 

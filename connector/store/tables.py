@@ -337,6 +337,24 @@ class HeldCredential(ConnectorTable):
     stored_at: Mapped[float]
 
 
+class UsedToken(ConnectorTable):
+    """A self-issued token that was used at one of this connector's processes, until it expires."""
+
+    __tablename__ = "used_token"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of issuer and jti
+    until: Mapped[float] = mapped_column(index=True)
+
+
+class PresentedCredentials(ConnectorTable):
+    """The credentials that a participant presented last, for this connector's other processes."""
+
+    __tablename__ = "presented_credentials"
+    holder: Mapped[str] = mapped_column(_Key, primary_key=True)
+    at: Mapped[float]
+    until: Mapped[float] = mapped_column(index=True)
+    credentials: Mapped[list[Any]]  # as JWTs
+
+
 class DutyEvidence(ConnectorTable):
     """A statement by provider or consumer that a duty of an agreement was fulfilled, with its evidence."""
 

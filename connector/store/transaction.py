@@ -13,6 +13,7 @@ from connector.events import Event
 from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.queries.agreements import AgreementQueries
 from connector.store.queries.audit import AuditQueries
+from connector.store.queries.callers import CallerQueries
 from connector.store.queries.datasets import DatasetQueries
 from connector.store.queries.held_credentials import HeldCredentialQueries
 from connector.store.queries.negotiations_transfers import NegotiationQueries, TransferQueries
@@ -127,6 +128,10 @@ class Transaction:
     @cached_property
     def attestations(self) -> AttestationQueries:
         return AttestationQueries(self.session)
+
+    @cached_property
+    def callers(self) -> CallerQueries:
+        return CallerQueries(self.session)
 
     @cached_property
     def held_credentials(self) -> HeldCredentialQueries:

@@ -8,6 +8,7 @@ import http.server
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 
 from connector.identity import keys
+from connector.identity.self_issued_token import mint
 from tests.conftest import DATABASES
 from tests.support.ports import free_range
-from tests.support.processes import POLICY, Client, Process
+from tests.support.processes import POLICY, Client, Failed, Process
 
 pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="needs PostgreSQL on this machine")
 KIND = "OfferPublished"
@@ -149,6 +151,24 @@ def test_what_one_of_them_has_converted_is_there_for_both(two: Two) -> None:
     for one in (two.first, two.second):
         assert len(two.api(one).get("/datasets/beds/preview?as=did:web:south.example")["rows"]) == 2
     assert (two.first.directory.parent / "converted" / "theirs.parquet").exists()
+
+
+def test_a_token_that_one_of_them_took_is_refused_by_the_other_one(two: Two) -> None:
+    key, did = keys.load_participant_key(two.first.directory / "keys", new=False), two.first.participant
+
+    def ask(which: Process, token: str) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {token}"}
+        asked = {"@context": ["https://w3id.org/dspace/2025/1/context.jsonld"], "@type": "CatalogRequestMessage"}
+        answer = Client(which.public_port).call("POST", "/dsp/2025-1/catalog/request", asked, headers)
+        return dict(json.loads(answer))
+
+    token = mint(key, did=did, audience=did, now=time.time() + 1)  # not before the processes started
+    assert ask(two.first, token)["@type"] == "Catalog"
+    with pytest.raises(Failed) as refused:
+        ask(two.second, token)
+    assert refused.value.status == 401
+    again = mint(key, did=did, audience=did, now=time.time() + 1)
+    assert ask(two.second, again)["@type"] == "Catalog"
 
 
 def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) -> None:

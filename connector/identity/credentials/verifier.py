@@ -3,7 +3,7 @@
 Called after the signature of the caller's token was verified, so that a stranger cannot make us call a service. One
 time limit holds for everything. Callers get no reason; our log does. The steps; the code repeats the numbers:
 1. the rules demand credentials of this caller, and its token grants us a query;
-2. cached: the same caller presented its credentials within the last minute;
+2. cached: the same caller presented its credentials within the last minute, to any process of this connector;
 3. a place: queries at once are limited in all and for each host, apart for known parties and strangers;
 4. the query, to the credential service that the caller's DID document names;
 5. presentations: signed by the caller, for us, within their period;
@@ -57,7 +57,25 @@ class QuerySigner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Presented:
+class Presented:
+    """The credentials (JWTs) that a holder presented at `at` (UTC seconds), and that were valid then."""
+
+    at: float
+    credentials: tuple[str, ...]
+
+
+class SharedPresentations(Protocol):
+    """What holders presented to any process of this connector. Each method raises Busy if it cannot be reached."""
+
+    async def find(self, holder: str) -> Presented | None: ...
+
+    async def put(self, holder: str, presented: Presented, *, until: float) -> None: ...
+
+    async def forget(self, holder: str, *, before: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
     """What a holder presented at `at` (UTC seconds), with what is needed to check the status again."""
 
     at: float
@@ -72,14 +90,22 @@ class Verifier:
     """Verifies the credentials of callers by the operator's rules, and keeps them for policies."""
 
     def __init__(
-        self, rules: CredentialRules, *, net: HttpClient, resolver: DidResolver, did: str, signer: QuerySigner
+        self,
+        rules: CredentialRules,
+        *,
+        net: HttpClient,
+        resolver: DidResolver,
+        did: str,
+        signer: QuerySigner,
+        shared: SharedPresentations | None = None,
     ) -> None:
         self.rules = rules
+        self._shared = shared
         self._net, self._resolver, self._did, self._signer = net, resolver, did, signer
         self._lists = StatusLists(net, resolver)
         self._schemas = SchemaChecker(net)
-        self._kept: OrderedDict[str, _Presented] = OrderedDict()
-        self._running: dict[str, asyncio.Task[_Presented]] = {}
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._running: dict[str, asyncio.Task[_Kept]] = {}
         self._known = FairSemaphore(_AT_ONCE, each=_OF_ONE_HOST)
         self._strangers = FairSemaphore(_AT_ONCE, each=_OF_ONE_HOST)
         self._wanted = frozenset(rule.credential for rule in rules.facts.values())
@@ -96,7 +122,7 @@ class Verifier:
             return ()
         if not isinstance(access_token, str) or not 0 < len(access_token) <= _TOKEN_MAX or not access_token.isascii():
             raise Unauthenticated(_REFUSED, private=f"{holder} sent no access token in the claim `token`")
-        kept = self._kept.get(holder)
+        kept = await self._find_kept(holder)
         if kept is not None and time.time() - kept.at < self.rules.presentation_seconds:  # 2
             return kept.verified
         task = self._running.get(holder)
@@ -107,7 +133,7 @@ class Verifier:
 
     async def find_current(self, holder: str) -> tuple[VerifiedCredential, ...]:
         """What `holder` presented lately and is valid now. The status of each is checked again when it is due."""
-        kept, now = self._kept.get(holder), time.time()
+        kept, now = await self._find_kept(holder), time.time()
         if kept is None or now - kept.at >= self.rules.facts_seconds:
             return ()
         checked = [await self._check_again(*entry, now) for entry in kept.credentials]
@@ -117,27 +143,60 @@ class Verifier:
         end = kept.at + self.rules.facts_seconds
         return tuple(replace(one, until=min(one.until, end)) for _, one in left if one.until > now)
 
-    def _on_done(self, holder: str, done: asyncio.Task[_Presented]) -> None:
+    async def _find_kept(self, holder: str) -> _Kept | None:
+        """What `holder` presented last, to this process or another one. What cannot be checked now does not count."""
+        kept = self._kept.get(holder)
+        if self._shared is None:
+            return kept
+        try:
+            async with asyncio.timeout(self.seconds):
+                last = await self._shared.find(holder)
+                if last is None or time.time() - last.at >= self.rules.facts_seconds:
+                    self._kept.pop(holder, None)
+                    return None
+                if kept is not None and kept.at >= last.at:
+                    return kept
+                kept = self._cover(_Kept(last.at, await self._verify_all(last.credentials, holder, time.time())))
+        except (Unauthenticated, Busy) as error:
+            _log.info("presented_before_not_counted", holder=holder, why=_whole(error))
+            return None
+        except TimeoutError:
+            _log.info("presented_before_not_counted", holder=holder, why=f"longer than {self.seconds:g} s")
+            return None
+        put_recent(self._kept, holder, kept, most=_KEPT_MAX)
+        return kept
+
+    def _on_done(self, holder: str, done: asyncio.Task[_Kept]) -> None:
         del self._running[holder]
         if not done.cancelled():
             done.exception()  # mark it as retrieved: perhaps no request waits any more
 
-    async def _verify_in_time(self, holder: str, access_token: str) -> _Presented:
+    async def _verify_in_time(self, holder: str, access_token: str) -> _Kept:
         """Query and verify within the time limit, and tell the reason of a failure to our log alone."""
+        started = time.time()
         try:
             async with asyncio.timeout(self.seconds):
                 presented = await self._query_in_turn(holder, access_token)
         except Unauthenticated as error:
-            self._kept.pop(holder, None)  # what it presented before counts no more
+            await self._forget(holder, before=started)  # what it presented before counts no more
             raise Unauthenticated(_REFUSED, private=_whole(error)) from error
         except Busy as error:
             raise Busy(_LATER, private=_whole(error)) from error
         except TimeoutError as error:
             raise Busy(_LATER, private=f"{holder} and its issuers took longer than {self.seconds:g} s") from error
+        if self._shared is not None:
+            jwts = tuple(credential.jwt.text for credential, _ in presented.credentials)
+            until = presented.at + self.rules.facts_seconds
+            await self._shared.put(holder, Presented(presented.at, jwts), until=until)
         put_recent(self._kept, holder, presented, most=_KEPT_MAX)
         return presented
 
-    async def _query_in_turn(self, holder: str, access_token: str) -> _Presented:
+    async def _forget(self, holder: str, *, before: float) -> None:
+        self._kept.pop(holder, None)
+        if self._shared is not None:
+            await self._shared.forget(holder, before=before)
+
+    async def _query_in_turn(self, holder: str, access_token: str) -> _Kept:
         known = self._resolver.is_expected(holder) or holder in self._kept  # 3
         places, host = self._known if known else self._strangers, host_of(holder)
         if places.waiting(host) >= _WAITING_PER_HOST:
@@ -167,7 +226,7 @@ class Verifier:
         )
         return _read_answer(body)
 
-    async def _verify_answer(self, holder: str, given: list[Any]) -> _Presented:
+    async def _verify_answer(self, holder: str, given: list[Any]) -> _Kept:
         now = time.time()
         texts: list[object] = []
         for presentation in given:  # 5
@@ -181,10 +240,10 @@ class Verifier:
             )
         if len(texts) > CREDENTIALS_MAX:
             raise Unauthenticated(f"expected at most {CREDENTIALS_MAX} credentials in an answer, got {len(texts)}")
-        return self._cover(_Presented(now, await self._verify_all(texts, holder, now)))
+        return self._cover(_Kept(now, await self._verify_all(texts, holder, now)))
 
     async def _verify_all(
-        self, texts: list[object], holder: str, now: float
+        self, texts: Sequence[object], holder: str, now: float
     ) -> tuple[tuple[Credential, VerifiedCredential], ...]:
         """The credentials that hold; the reasons for the others are logged."""
         found = []
@@ -246,7 +305,7 @@ class Verifier:
         except (Busy, TimeoutError):  # unknown for now: it does not count, and is checked again at the next request
             return credential, verified
 
-    def _cover(self, presented: _Presented) -> _Presented:
+    def _cover(self, presented: _Kept) -> _Kept:
         for scope in self.rules.scopes:  # 7
             if not any(scope.covers(one.id, one.types) for one in presented.verified):
                 raise Unauthenticated(f"expected a valid credential for the scope {scope}, got none that holds")

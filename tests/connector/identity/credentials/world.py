@@ -185,15 +185,19 @@ class World:
         return {**made, **changes}
 
 
-def verifier(world: World, rules: dict[str, Any] | None = None, resolver: DidResolver | None = None) -> Verifier:
+def verifier(
+    world: World, rules: dict[str, Any] | None = None, resolver: DidResolver | None = None, shared: Any = None
+) -> Verifier:
     found = CredentialRules.model_validate({**RULES, **(rules or {})})
     resolver = resolver or DidResolver(world)  # type: ignore[arg-type]  # a fake
-    return Verifier(found, net=world, resolver=resolver, did=US, signer=OwnWallet(did=US, key=KEYS[US]))  # type: ignore[arg-type]  # a fake
+    signer = OwnWallet(did=US, key=KEYS[US])
+    return Verifier(found, net=world, resolver=resolver, did=US, signer=signer, shared=shared)  # type: ignore[arg-type]  # a fake
 
 
-def identity(world: World, rules: dict[str, Any] | None = None) -> Identity:
+def identity(world: World, rules: dict[str, Any] | None = None, shared: Any = None) -> Identity:
     resolver = DidResolver(world)  # type: ignore[arg-type]  # a fake
-    return Identity(did=US, key=KEYS[US], resolver=resolver, verifier=verifier(world, rules, resolver))
+    found = verifier(world, rules, resolver, shared)
+    return Identity(did=US, key=KEYS[US], resolver=resolver, verifier=found, shared_replays=shared)
 
 
 def header(
