@@ -36,6 +36,8 @@ _VISITS = {"id": INTEGER, "person_id": INTEGER, "ward": INTEGER, "remark": TEXT,
 _HIDDEN = ("ssn", "consent", "diagnosis", "rowid", "secret", "src_people.ssn", "people", "filename")
 _TABLES = ("vault", "src_people", "src_visits", "main.src_people", "range(10)", "duckdb_tables()", "shared", "outcomes")
 _REFUSED = ("repeat", "error", "list", "string_agg", "hash", "getenv", "strptime", "first", "arg_max", "to_json", "md5")
+_ROWS_MAX = 20_000  # of an answer that is compared
+_LIMITS = "SET memory_limit = '1GB'; SET max_temp_directory_size = '0B'"  # a random join may have millions of rows
 _TYPES = ("int", "bigint", "date", "double", "decimal(9,2)", "boolean", "blob")
 _AGGREGATES = ("count", "sum", "min", "max", "avg", "any_value", "stddev", "median")
 
@@ -107,6 +109,7 @@ def _shown(bench: gate.Bench) -> duckdb.DuckDBPyConnection:
     shown = duckdb.connect(config={"threads": 1})
     for connection in (bench.connection, shown):
         connection.create_function("hashed", lambda text: oracle.keyed(text, gate.KEY), [str], str)  # type: ignore[arg-type]  # DuckDB reads Python types
+        connection.execute(_LIMITS)
     shown.execute(clinic.TABLES)
     salary = next(c.type for c in gate.schema_of(shown, "src_people").columns if c.name == "salary")
     shown.execute(_SHOWN.format(salary=salary))
@@ -117,7 +120,7 @@ def _wrong(bench: gate.Bench, shown: duckdb.DuckDBPyConnection, sql: str, outcom
     """What is wrong with an answer; an engine's error, which never leaves an owner, is looked through too."""
     try:
         prepared = bench.prepare(sql)
-        answer: Any = bench.run(prepared)
+        answer: Any = bench.run(prepared, most=_ROWS_MAX + 1)
     except QueryRefused as refused:
         outcome.count(f"refused ({refused.code})")
         return _secret(str(refused))
@@ -125,6 +128,9 @@ def _wrong(bench: gate.Bench, shown: duckdb.DuckDBPyConnection, sql: str, outcom
         outcome.count("engine error")
         return _secret(str(error))
     outcome.count("answered")
+    if len(answer) > _ROWS_MAX:
+        outcome.count("too large to compare")
+        return _secret(repr(answer))
     return _secret(repr(answer)) or ("" if prepared.aggregate else _unlike(shown, sql, answer, outcome))
 
 
@@ -135,7 +141,7 @@ def _secret(text: str) -> str:
 def _unlike(shown: duckdb.DuckDBPyConnection, sql: str, answer: list[Any], outcome: Outcome) -> str:
     """What differs from the oracle's answer. It casts without TRY, so it may fail where the gate answers NULL."""
     try:
-        theirs = shown.execute(sql).fetchall()
+        theirs = shown.execute(sql).fetchmany(_ROWS_MAX + 1)
     except duckdb.Error:
         return ""
     outcome.count("compared")

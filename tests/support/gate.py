@@ -16,6 +16,7 @@ from policies.sql import engine_recheck
 from policies.vocabulary.terms import expand
 
 QUERY = expand("ds:query")
+_ROWS_MAX = 10_000_000  # more than any test asks for
 KEY = b"0123456789abcdef0123456789abcdef"
 
 
@@ -101,9 +102,10 @@ class Bench:
         assert found is not None
         engine_recheck.check(found[0], names=prepared.names, functions=prepared.functions)
 
-    def run(self, prepared: PreparedQuery) -> list[tuple[Any, ...]]:
+    def run(self, prepared: PreparedQuery, *, most: int = _ROWS_MAX) -> list[tuple[Any, ...]]:
+        """The rows of the answer, at most `most` of them."""
         self.recheck(prepared)
-        return self.connection.execute(prepared.sql, prepared.params).fetchall()
+        return self.connection.execute(prepared.sql, prepared.params).fetchmany(most)
 
     def ask(self, sql: str, *, purpose: str | None = None, keys: Sequence[CallerTable] = ()) -> list[tuple[Any, ...]]:
         """The rows of the answer. Raises QueryRefused, or DuckDB's error (which never leaves a real owner)."""
