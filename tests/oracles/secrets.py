@@ -8,7 +8,9 @@ not thought of is tried too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -36,6 +38,7 @@ _VISITS = {"id": INTEGER, "person_id": INTEGER, "ward": INTEGER, "remark": TEXT,
 _HIDDEN = ("ssn", "consent", "diagnosis", "rowid", "secret", "src_people.ssn", "people", "filename")
 _TABLES = ("vault", "src_people", "src_visits", "main.src_people", "range(10)", "duckdb_tables()", "shared", "outcomes")
 _REFUSED = ("repeat", "error", "list", "string_agg", "hash", "getenv", "strptime", "first", "arg_max", "to_json", "md5")
+_SECONDS = 10.0  # of one query: a random join may also take minutes
 _ROWS_MAX = 20_000  # of an answer that is compared
 _LIMITS = "SET memory_limit = '1GB'; SET max_temp_directory_size = '0B'"  # a random join may have millions of rows
 _TYPES = ("int", "bigint", "date", "double", "decimal(9,2)", "boolean", "blob")
@@ -120,18 +123,30 @@ def _wrong(bench: gate.Bench, shown: duckdb.DuckDBPyConnection, sql: str, outcom
     """What is wrong with an answer; an engine's error, which never leaves an owner, is looked through too."""
     try:
         prepared = bench.prepare(sql)
-        answer: Any = bench.run(prepared, most=_ROWS_MAX + 1)
+        with _in_time(bench.connection):
+            answer: Any = bench.run(prepared, most=_ROWS_MAX + 1)
     except QueryRefused as refused:
         outcome.count(f"refused ({refused.code})")
         return _secret(str(refused))
     except duckdb.Error as error:
-        outcome.count("engine error")
+        outcome.count("too slow" if isinstance(error, duckdb.InterruptException) else "engine error")
         return _secret(str(error))
     outcome.count("answered")
     if len(answer) > _ROWS_MAX:
         outcome.count("too large to compare")
         return _secret(repr(answer))
     return _secret(repr(answer)) or ("" if prepared.aggregate else _unlike(shown, sql, answer, outcome))
+
+
+@contextmanager
+def _in_time(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what the connection runs when its time is over."""
+    timer = threading.Timer(_SECONDS, connection.interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _secret(text: str) -> str:
@@ -141,7 +156,8 @@ def _secret(text: str) -> str:
 def _unlike(shown: duckdb.DuckDBPyConnection, sql: str, answer: list[Any], outcome: Outcome) -> str:
     """What differs from the oracle's answer. It casts without TRY, so it may fail where the gate answers NULL."""
     try:
-        theirs = shown.execute(sql).fetchmany(_ROWS_MAX + 1)
+        with _in_time(shown):
+            theirs = shown.execute(sql).fetchmany(_ROWS_MAX + 1)
     except duckdb.Error:
         return ""
     outcome.count("compared")
