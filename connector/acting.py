@@ -1,6 +1,6 @@
 """The person, token or job that the current management request acts for, as log records name it.
 
-`management.auth` sets it as it lets a request in. The store adds it to the events of that request. Work outside
+`management.sign_on.auth` sets it as it lets a request in. The store adds it to the events of that request. Work outside
 management requests has none.
 """
 

@@ -37,17 +37,16 @@ from connector.management import (
     facts,
     negotiations,
     offers,
-    personal_tokens,
     queries,
     receipts,
     search,
     system,
     transfers,
-    workloads,
 )
 from connector.management import (
     reads as reads_api,
 )
+from connector.management.sign_on import personal_tokens, workloads
 from connector.services import Services
 from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog

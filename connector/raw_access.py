@@ -1,7 +1,7 @@
 """The fence between the management API and the engine: only a route that is marked as raw data reaches a worker.
 
-`management.auth` sets it as it lets a request in; the pool of workers asks it before a job of the connector's own.
-Work outside management requests is not concerned: the data plane has the gate and its own records.
+`management.sign_on.auth` sets it as it lets a request in; the pool of workers asks it before a job of the connector's
+own. Work outside management requests is not concerned: the data plane has the gate and its own records.
 """
 
 from __future__ import annotations

@@ -44,16 +44,18 @@ from connector.identity.credentials.rules import load_rules
 from connector.identity.credentials.verifier import Verifier
 from connector.identity.identity_service import Identity, OwnWallet, Wallet
 from connector.identity.member_register import MemberRegister
+from connector.identity.openid.login import LoginClient
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.management import (
     events,
 )
-from connector.management.auth import Tokens
 from connector.management.notify.catalogue import Announcer
 from connector.management.notify.webhooks import Webhooks
-from connector.management.personal_tokens import PersonalTokens
-from connector.management.sign_on import SignOn, read_issuers, read_providers
-from connector.management.workloads import WorkloadTokens
+from connector.management.sign_on.auth import Tokens
+from connector.management.sign_on.people import SignOn
+from connector.management.sign_on.personal_tokens import PersonalTokens
+from connector.management.sign_on.sign_on_file import read_sign_on_file
+from connector.management.sign_on.workloads import WorkloadTokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.offers.version_effects import VersionChecks
@@ -372,10 +374,11 @@ def build(settings: Settings) -> Services:
     sequencer = Sequencer(
         store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
+    sign_on_file = read_sign_on_file(settings.sign_on)
     workloads = WorkloadTokens(
         store,
         net,
-        read_issuers(settings.sign_on),
+        sign_on_file.workloads,
         secret=hmac.digest(mask_secret, b"workload tokens", "sha256"),
         seconds=settings.workload_token_seconds,
     )
@@ -398,10 +401,12 @@ def build(settings: Settings) -> Services:
         workloads=workloads,
         sign_on=SignOn(
             store,
-            net,
-            read_providers(settings.sign_on),
-            base=settings.management_url or settings.console_url,
-            secret=hmac.digest(mask_secret, b"login attempts", "sha256"),
+            LoginClient(
+                net,
+                sign_on_file.providers,
+                base=settings.management_url or settings.console_url,
+                secret=hmac.digest(mask_secret, b"login attempts", "sha256"),
+            ),
         ),
         pool=pool,
         outside=outside,

@@ -12,10 +12,11 @@ from fastapi import APIRouter
 from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
-from connector.console import audit, datasets, login, overview, personal_tokens, query, system
+from connector.console import audit, datasets, login, overview, query, system
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
 from connector.console import search as search_pages
+from connector.console import tokens as token_pages
 from connector.console.page import PageRenderer
 from connector.console.view import snippets
 from connector.dataplane.push.push_receiver import PushReceiver
@@ -27,9 +28,9 @@ from connector.dsp.transfer import TransferService
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity.member_register import MemberRegister
-from connector.management.auth import Tokens
-from connector.management.personal_tokens import PersonalTokens
-from connector.management.sign_on import SignOn
+from connector.management.sign_on.auth import Tokens
+from connector.management.sign_on.people import SignOn
+from connector.management.sign_on.personal_tokens import PersonalTokens
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.settings import Settings
@@ -82,8 +83,8 @@ def router(
         search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
         query.router(pages, coordinator=coordinator, holdings=holdings),
         audit.router(pages, log=log, signer=signer),
-        personal_tokens.router(pages, personal=personal),
-        system.router(pages, tokens=tokens, settings=settings),
+        token_pages.router(pages, tokens=tokens, personal=personal),
+        system.router(pages, settings=settings),
     ):
         routes.include_router(one)
     return routes

@@ -17,7 +17,7 @@ from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, HanseError, ScopeMissing
 from connector.management import agreements as agreements_api
 from connector.management import transfers as transfers_api
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from connector.store import Store, Transaction
 from connector.store.queries.agreements import count_today
 from connector.store.tables import Agreement, Transfer

@@ -18,7 +18,7 @@ from connector.console.view.formatting import KINDS, did_of
 from connector.errors import BadInput, NotFound
 from connector.events import OUTCOMES
 from connector.management.audit import log_read_event
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 
 _LISTED = 50
 _DIGITS_MAX = 18  # digits that fit a 64-bit integer column

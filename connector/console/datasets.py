@@ -23,7 +23,7 @@ from connector.errors import BadInput, HanseError, NotFound
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from connector.settings import Settings
 from connector.store import Store
 from connector.telemetry import logger

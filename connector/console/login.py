@@ -9,9 +9,10 @@ from fastapi.responses import FileResponse, RedirectResponse
 
 from connector.console.page import PageRenderer, local_path, read_form
 from connector.errors import NotFound, Unauthenticated
+from connector.identity.openid.login import ATTEMPT_SECONDS
 from connector.infra import html
-from connector.management.auth import COOKIE
-from connector.management.sign_on import ATTEMPT_COOKIE, ATTEMPT_SECONDS, Login, SignOn, parse_form
+from connector.management.sign_on.auth import COOKIE
+from connector.management.sign_on.people import ATTEMPT_COOKIE, Login, SignOn
 
 SESSION_SECONDS = 12 * 3600
 _OWN = Path(__file__).parent / "static"
@@ -128,8 +129,7 @@ def back_channel(sign_on: SignOn) -> APIRouter:
     async def end_by_provider(request: Request, provider: str) -> Response:
         """OpenID Connect Back-Channel Logout 1.0: the provider says which sessions have ended."""
         try:
-            form = parse_form(await request.body())
-            await sign_on.end_by_provider(provider, form.get("logout_token", ""))
+            await sign_on.end_by_provider(provider, await request.body())
         except (Unauthenticated, NotFound):
             return Response(status_code=400, headers={"cache-control": "no-store"})
         return Response(status_code=200, headers={"cache-control": "no-store"})

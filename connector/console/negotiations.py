@@ -17,7 +17,7 @@ from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
-from connector.management.auth import DECIDING, Caller
+from connector.management.sign_on.auth import DECIDING, Caller
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Transfer
 

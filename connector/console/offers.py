@@ -17,7 +17,7 @@ from connector.datasets.registry import Registry
 from connector.errors import BadInput, HanseError, PolicyInvalid
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.management import offers as offers_api
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from connector.offers.offers import DECIDE, CheckedOffer, Offers, problem_json
 from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import Offer

@@ -17,7 +17,7 @@ from connector.dataplane.running_reads import RunningRead, list_running
 from connector.errors import NotFound
 from connector.management import negotiations as negotiations_api
 from connector.management.audit import log_read_event
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from connector.settings import Settings
 from connector.store import Store, Transaction
 

@@ -25,7 +25,7 @@ from connector.console.view import formatting
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
 from connector.events import Event
 from connector.infra.html.wording import TIERS
-from connector.management.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
+from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
 
 HEADERS: Mapping[str, str] = {

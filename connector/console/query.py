@@ -22,9 +22,9 @@ from connector.events import QueryCoordinated
 from connector.federation.coordinator import END_OF_STREAM, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import TableInfo
 from connector.federation.tables import Holdings
-from connector.management.auth import Caller
 from connector.management.notify.long_poll import run_unless_gone
 from connector.management.queries import AnswerResponse
+from connector.management.sign_on.auth import Caller
 from policies.vocabulary.terms import expand
 
 _KEPT_BYTES = 8 * 2**20  # of an answer shown on the page; the rest is counted and discarded

@@ -14,7 +14,7 @@ from connector.console.view.formatting import path_of
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import ParticipantDirectory
 from connector.errors import HanseError, NotFound
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from policies.errors import PolicyError
 from policies.odrl import reader
 from policies.review import report

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
-from connector.management.auth import Caller, Tokens
 from connector.management.offers import sentences
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.store.tables import Agreement, GrantState
 from policies.contracts.contract import to_json
 from policies.review import report

@@ -23,7 +23,7 @@ from connector.audit.record import Record
 from connector.audit.signed_note import Signer
 from connector.errors import BadInput, NotFound
 from connector.events import LogRead
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 
 _PATH = re.compile(r"(?P<n>(?:x[0-9]{3}/)*[0-9]{3})(?:\.p/(?P<wide>[1-9][0-9]{0,2}))?")
 _IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}

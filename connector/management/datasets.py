@@ -14,9 +14,9 @@ from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, find_position_clash, remote_source
 from connector.errors import NotFound
 from connector.events import DatasetRegistered, DatasetVersioned, RawDataViewed, ReadEnded, ReadStarted
-from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import run_unless_gone
 from connector.management.offers import check_party
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import DatasetVersion, RegisteredDataset
 

@@ -12,7 +12,7 @@ from connector.dsp.routes import Authenticate
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
 from connector.management.agreements import AsRole
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 
 
 class Evidence(BaseModel):

@@ -18,8 +18,8 @@ from connector import events
 from connector.errors import BadInput, Limited
 from connector.events import Bus, Event
 from connector.management.audit import log_read_event
-from connector.management.auth import Caller, Tokens
 from connector.management.notify.webhooks import EVERY, Webhooks
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.store.tables import Webhook
 
 _WAITING_MAX = 1_000  # events that a slow reader may be behind

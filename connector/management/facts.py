@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.errors import BadInput
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.store.tables import Attestation
 from connector.usage.fact_collector import FactCollector
 from policies import vocabulary

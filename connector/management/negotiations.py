@@ -15,8 +15,8 @@ from connector.dsp.participants import Participant, ParticipantDirectory
 from connector.errors import BadInput, NotFound, ScopeMissing
 from connector.infra.http.strict_routes import StrictRoute
 from connector.management.agreements import AsRole
-from connector.management.auth import DECIDING, Caller, Tokens
 from connector.management.notify import long_poll
+from connector.management.sign_on.auth import DECIDING, Caller, Tokens
 from connector.store import Store
 from connector.store.tables import Negotiation
 from policies.errors import PolicyError

@@ -13,7 +13,7 @@ from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
 from connector.events import OfferPublished, RawDataViewed
 from connector.infra.http.strict_routes import StrictRoute
 from connector.json_number import JSON_NUMBER
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.offers.offers import Offers, problem_json
 from connector.offers.preview import OwnersView
 from connector.store.tables import Offer

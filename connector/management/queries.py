@@ -17,8 +17,8 @@ from connector.events import QueryCoordinated
 from connector.federation.coordinator import MEDIA, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import DataLayout, Mode
 from connector.json_number import JSON_NUMBER
-from connector.management.auth import Caller, Tokens
 from connector.management.notify.long_poll import run_unless_gone
+from connector.management.sign_on.auth import Caller, Tokens
 from policies.vocabulary.terms import expand
 
 

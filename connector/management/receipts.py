@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.json_number import JSON_NUMBER
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.usage import receipt_log
 from connector.usage.receipt_log import TOGETHER_MAX, ReceiptLog
 

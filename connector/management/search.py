@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient
-from connector.management.auth import Caller, Tokens
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.peer_codes import read_code
 
 _QUERY_MAX = 4096

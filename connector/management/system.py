@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connector.identity.member_register import MemberRegister
 from connector.json_number import JSON_NUMBER
-from connector.management.auth import SCOPES, Caller, Tokens
+from connector.management.sign_on.auth import SCOPES, Caller, Tokens
 from connector.settings import Settings
 
 

@@ -19,8 +19,8 @@ from connector.dsp.transfer import TransferService
 from connector.errors import NotFound, ScopeMissing
 from connector.events import DataFetched, DataReceived
 from connector.management.agreements import AsRole
-from connector.management.auth import Caller, Tokens
 from connector.management.notify import long_poll
+from connector.management.sign_on.auth import Caller, Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import PushedData, Transfer
 from connector.usage.grants import HELD

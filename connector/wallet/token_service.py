@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hmac
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 
 from connector.errors import BadInput, Unauthenticated
 from connector.identity import keys
 from connector.identity.identity_service import Wallet
+from connector.infra.http.form import parse_form
 
 _SECRET_MIN = 16
 _SCOPES_MAX = 64
@@ -26,7 +26,7 @@ def router(wallet: Wallet, *, client: str, secret_file: Path) -> APIRouter:
 
     @routes.post("/token", include_in_schema=False)
     async def token(request: Request) -> dict[str, str | int]:
-        form = _read_form(await request.body())
+        form = parse_form(await request.body())
         _check_client(form, client, _read_secret(secret_file))
         scopes, audience = form.get("bearer_access_scope", "").split(), form.get("audience", "")
         if form.get("grant_type") != "client_credentials" or not audience.startswith("did:") or len(audience) > 255:
@@ -37,16 +37,6 @@ def router(wallet: Wallet, *, client: str, secret_file: Path) -> APIRouter:
         return {"access_token": signed, "token_type": "Bearer", "expires_in": _SECONDS}
 
     return routes
-
-
-def _read_form(body: bytes) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(body.decode(), strict_parsing=True, max_num_fields=16)
-    except ValueError:
-        raise BadInput("expected the fields of a form, got something else") from None
-    if len(dict(pairs)) != len(pairs):
-        raise BadInput("expected each field of the form once")
-    return dict(pairs)
 
 
 def _check_client(form: dict[str, str], client: str, secret: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 
 
 async def issued(tokens: Tokens, name: str, scopes: Sequence[str]) -> str:

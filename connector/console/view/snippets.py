@@ -19,7 +19,7 @@ from connector.dsp.messages import address_of
 from connector.dsp.states import CONSUMER, STARTED
 from connector.errors import HanseError, NotFound
 from connector.federation.tables import Holdings
-from connector.management.auth import Caller
+from connector.management.sign_on.auth import Caller
 from connector.store import Store
 from connector.store.tables import Transfer
 from policies.contracts.columns import quote_identifier

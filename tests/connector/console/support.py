@@ -13,7 +13,7 @@ import httpx2
 
 from connector.app import management_app
 from connector.events import RequestRefused
-from connector.management.auth import COOKIE
+from connector.management.sign_on.auth import COOKIE
 from connector.services import Services, build
 from connector.settings import Settings
 from connector.store import Transaction

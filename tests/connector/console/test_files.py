@@ -28,7 +28,7 @@ from connector.console.page import PageRenderer
 from connector.engine.pool.pool import Pool
 from connector.events import Event, QueryCoordinated
 from connector.federation.coordinator import Coordinator, Question
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store
 from tests.support.admin import issued
 from tests.support.owners import Owners

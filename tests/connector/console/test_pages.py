@@ -27,7 +27,7 @@ from connector.dsp import agreement_terms
 from connector.events import QueryCoordinated, RequestRefused
 from connector.federation.planner.model import GridInfo, KnownTables, TableColumn, TableInfo
 from connector.infra import html
-from connector.management.auth import COOKIE
+from connector.management.sign_on.auth import COOKIE
 from connector.store import Transaction
 from connector.store.tables import AuditEvent
 from policies.contracts.contract import Dimension

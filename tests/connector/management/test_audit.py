@@ -22,7 +22,7 @@ from connector.errors import BadInput, NotFound
 from connector.events import ReadRefused
 from connector.infra.http import problem_json
 from connector.management import audit
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, RegisteredDataset
 from tests.connector.audit.support import SIGNER, log_over, story

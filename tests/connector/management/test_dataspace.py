@@ -20,9 +20,9 @@ from connector.dsp.participants import ParticipantDirectory
 from connector.events import DecisionNeeded, Event, ServiceStarted
 from connector.infra.http import problem_json
 from connector.management import agreements, duties, events, negotiations, transfers
-from connector.management.auth import Tokens
 from connector.management.events import Feed, frames
 from connector.management.notify.webhooks import Webhooks
+from connector.management.sign_on.auth import Tokens
 from tests.support.admin import issued
 from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.minted import minting

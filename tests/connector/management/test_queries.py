@@ -19,7 +19,7 @@ from connector.federation.coordinator import Coordinator
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.infra.http import problem_json
 from connector.management import queries
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store
 from tests.support.admin import issued
 from tests.support.asking import read

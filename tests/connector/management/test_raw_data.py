@@ -24,7 +24,7 @@ from connector.console.page import PageRequirement
 from connector.engine.pool.protocol import Job
 from connector.errors import Busy
 from connector.management import datasets
-from connector.management.auth import SCOPES, Requirement
+from connector.management.sign_on.auth import SCOPES, Requirement
 from connector.offers.preview import PreviewRequest
 from tests.connector.console.support import Console, opened
 

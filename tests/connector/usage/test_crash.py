@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from connector.errors import Unauthenticated
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store
 from connector.store.tables import GrantState
 from tests.connector.usage.victims import ROWS, admits, hands_over

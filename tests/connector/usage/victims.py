@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from connector.errors import Busy, Limited
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.queries.agreements import AgreementQueries
 from connector.usage import held_agreement as values

@@ -15,9 +15,11 @@ from connector.app import management_app
 from connector.audit.log import Filter
 from connector.errors import BadInput
 from connector.events import Event, LogRead, TokenIssued
+from connector.identity.openid.login import LoginClient, Provider
 from connector.infra.net.http_client import HttpClient
-from connector.management.auth import COOKIE
-from connector.management.sign_on import ATTEMPT_COOKIE, ROLES, Provider, SignOn, read_providers
+from connector.management.sign_on.auth import COOKIE
+from connector.management.sign_on.people import ATTEMPT_COOKIE, SignOn
+from connector.management.sign_on.sign_on_file import ROLES, read_sign_on_file
 from tests.connector.console.support import Console, opened
 from tests.support.openid import CLIENT, ISSUER, MemoryProvider
 
@@ -59,7 +61,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with opened(tmp_path) as desk:
         store, net = desk.parts.store, cast("HttpClient", idp)
         one = Provider.model_validate(PROVIDER)
-        sign_on = SignOn(store, net, [one], base="http://console.test", secret=b"s" * 32)
+        sign_on = SignOn(store, LoginClient(net, [one], base="http://console.test", secret=b"s" * 32))
         app = management_app(replace(desk.parts, sign_on=sign_on))
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://console.test") as http:
@@ -283,7 +285,7 @@ BAD_FILES = [
 @pytest.mark.parametrize(("text", "reason"), BAD_FILES)
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
-        read_providers(written(tmp_path, text))
+        read_sign_on_file(written(tmp_path, text))
 
 
 def written(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -294,6 +296,6 @@ def written(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    assert [one.name for one in read_providers(written(tmp_path, FILE))] == ["clinic"]
+    assert [one.name for one in read_sign_on_file(written(tmp_path, FILE)).providers] == ["clinic"]
     with pytest.raises(BadInput, match="chmod 600"):
-        read_providers(written(tmp_path, FILE, 0o644))
+        read_sign_on_file(written(tmp_path, FILE, 0o644))

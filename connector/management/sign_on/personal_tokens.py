@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.errors import BadInput, Forbidden, Limited, NotFound, Unauthenticated, check_harmless
 from connector.events import TokenIssued, TokenRevoked
 from connector.json_number import JSON_NUMBER
-from connector.management.auth import MAKER_PREFIX, SCOPES, Caller, Tokens, digest_of
+from connector.management.sign_on.auth import MAKER_PREFIX, SCOPES, Caller, Tokens, digest_of
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken
 

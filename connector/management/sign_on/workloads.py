@@ -30,9 +30,11 @@ from joserfc.jwk import OctKey
 
 from connector.errors import BadInput, Unauthenticated, check_harmless, harmless
 from connector.events import RequestRefused, TokenIssued
+from connector.identity.openid.issuer_client import FAILED, LEEWAY_S, IssuerClient
+from connector.infra.http.form import parse_form
 from connector.infra.net.http_client import HttpClient
-from connector.management.auth import WORKLOAD_PREFIX, Caller
-from connector.management.sign_on import FAILED, IssuerClient, WorkloadIssuer, parse_form
+from connector.management.sign_on.auth import WORKLOAD_PREFIX, Caller
+from connector.management.sign_on.sign_on_file import WorkloadIssuer
 from connector.store import Store, Transaction
 
 GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -40,7 +42,6 @@ JWT_TYPE = "urn:ietf:params:oauth:token-type:jwt"
 ACCESS_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 _SUBJECT_TOKEN_MAX = 16 * 2**10
 _TEXT_MAX = 250
-_LEEWAY_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,10 @@ class WorkloadTokens:
             for one in issuers
         }
 
-    async def exchange(self, form: Mapping[str, str]) -> Exchanged:
-        """Exchange the subject token of a request. Raises: Unauthenticated without a reason, which is recorded."""
+    async def exchange(self, body: bytes) -> Exchanged:
+        """Exchange the subject token of a form. Raises: Unauthenticated without a reason, which is recorded."""
         try:
-            return await self._exchange(form)
+            return await self._exchange(parse_form(body))
         except FAILED as error:
             await self._record(error)
             raise Unauthenticated("token exchange failed; the operator's log has the reason") from error
@@ -105,7 +106,7 @@ class WorkloadTokens:
             "iss": {"essential": True, "values": [issuer.issuer]},
             "aud": {"essential": True, "values": [issuer.audience]},
         }
-        JWTClaims(dict(claims), {}, expected).validate(now=int(self._clock()), leeway=_LEEWAY_S)
+        JWTClaims(dict(claims), {}, expected).validate(now=int(self._clock()), leeway=LEEWAY_S)
         return issuer, claims
 
     def _sign(self, caller: Caller, until: float) -> str:
@@ -142,7 +143,7 @@ def router(workloads: WorkloadTokens) -> APIRouter:
     async def exchange(request: Request) -> Response:
         quiet = {"cache-control": "no-store"}
         try:
-            made = await workloads.exchange(parse_form(await request.body()))
+            made = await workloads.exchange(await request.body())
         except Unauthenticated:
             return JSONResponse({"error": "invalid_grant"}, status_code=400, headers=quiet)
         body = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from connector.events import Event, LogRead
-from connector.management.auth import digest_of
+from connector.management.sign_on.auth import digest_of
 from tests.connector.console.support import Console
 
 PATH = "/api/v1/personal-tokens"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from connector.app import management_app
-from connector.management.sign_on import ROLES
+from connector.management.sign_on.sign_on_file import ROLES
 from tests.connector.console.support import AGREEMENT, NEGOTIATION, TRANSFER, Console, fill
 from tests.connector.management.test_access import OPEN, tried
 
-CASES = Path(__file__).parents[2] / "cases" / "roles.csv"
+CASES = Path(__file__).parents[3] / "cases" / "roles.csv"
 
 
 async def let_in(desk: Console, method: str, path: str, role: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from connector.errors import BadInput, Unauthenticated
 from connector.events import Event, TokenIssued
-from connector.management.auth import Tokens
+from connector.management.sign_on.auth import Tokens
 from connector.store import Store
 
 

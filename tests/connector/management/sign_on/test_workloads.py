@@ -16,9 +16,9 @@ from connector.audit.log import Filter
 from connector.errors import BadInput
 from connector.events import Event, TokenIssued
 from connector.infra.net.http_client import HttpClient
-from connector.management.auth import Tokens
-from connector.management.sign_on import WorkloadIssuer, read_issuers
-from connector.management.workloads import ACCESS_TYPE, GRANT, JWT_TYPE, WorkloadTokens
+from connector.management.sign_on.auth import Tokens
+from connector.management.sign_on.sign_on_file import WorkloadIssuer, read_sign_on_file
+from connector.management.sign_on.workloads import ACCESS_TYPE, GRANT, JWT_TYPE, WorkloadTokens
 from tests.connector.console.support import AGREEMENT, TRANSFER, Console, fill, opened
 from tests.support.openid import ISSUER, MemoryProvider
 
@@ -173,6 +173,13 @@ async def test_another_request_is_refused(lab: Lab, wrong: dict[str, str]) -> No
     assert (await lab.exchange(**wrong)).status_code == 400
 
 
+async def test_a_doubled_field_is_refused(lab: Lab) -> None:
+    form = {"grant_type": GRANT, "subject_token_type": JWT_TYPE, "subject_token": lab.subject_token()}
+    answer = await lab.http.post("/api/v1/oauth/token", data=form | {"job": ["a", "b"]})
+    assert answer.status_code == 400
+    assert "expected each field of the form once" in await lab.reasons()
+
+
 async def test_a_changed_token_of_ours_is_refused(lab: Lab) -> None:
     bearer = (await lab.token())["authorization"]
     for text in (bearer[:-2], bearer + "x", "Bearer hanse_wl_", "Bearer hanse_wl_a.b.c"):
@@ -199,4 +206,4 @@ def test_an_administrators_scope_is_for_no_workload(tmp_path: Path) -> None:
     file.write_text("workloads:\n- {name: a, issuer: i, audience: h, subjects: {x: [admin]}}\n")
     file.chmod(0o600)
     with pytest.raises(BadInput, match="expected scopes among read, consume, metrics"):
-        read_issuers(file)
+        read_sign_on_file(file)

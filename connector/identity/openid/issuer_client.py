@@ -1,0 +1,113 @@
+"""The client of an issuer of signed tokens: discovery, keys, signatures. Authlib and joserfc do the work.
+
+It talks through the guarded client. Each network failure or unfit answer is one of `FAILED`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import httpx2
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.starlette_client import StarletteOAuth2App
+from authlib.oidc.discovery import get_well_known_url
+from joserfc import jwt
+from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+from joserfc.jws import JWSRegistry
+
+from connector.errors import BadInput, HanseError
+from connector.infra.net.http_client import HttpClient
+from connector.infra.net.httpx_transport import GuardedTransport
+
+LEEWAY_S = 30
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+_METADATA_SECONDS = 3600.0  # then discovery and keys are read again
+_KEYS_PAUSE_SECONDS = 10.0  # between two readings of the keys on account of an unknown one
+_ANSWER_BYTES = 2**20
+FAILED = (
+    OAuthError,
+    JoseError,
+    httpx2.HTTPError,
+    HanseError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+)
+
+
+class IssuerClient:
+    """Authlib's client of an issuer, over the guarded HTTP client. `jwks_url`: in place of the discovery."""
+
+    def __init__(
+        self,
+        net: HttpClient,
+        *,
+        name: str,
+        issuer: str,
+        client_id: str = "",
+        client_secret: str = "",
+        scopes: str = "",
+        jwks_url: str = "",
+    ) -> None:
+        self._issuer = issuer
+        self._make = partial(
+            StarletteOAuth2App,
+            None,
+            name=name,
+            client_id=client_id,
+            client_secret=client_secret or None,
+            client_kwargs={
+                "scope": scopes,
+                "code_challenge_method": "S256",
+                "transport": GuardedTransport(net, max_bytes=_ANSWER_BYTES),
+                "trust_env": False,
+            },
+            **(
+                {"issuer": issuer, "jwks_uri": jwks_url, "id_token_signing_alg_values_supported": _ALGORITHMS}
+                if jwks_url
+                else {"server_metadata_url": get_well_known_url(issuer, external=True)}
+            ),
+        )
+        self._app: StarletteOAuth2App | None = None
+        self._loaded = self._keys_read = 0.0
+
+    async def app(self) -> StarletteOAuth2App:
+        """Return the client with current metadata. Raises: BadInput for metadata of another issuer."""
+        if self._app is None or time.monotonic() - self._loaded > _METADATA_SECONDS:
+            self._app, self._loaded = await self._load(), time.monotonic()
+        return self._app
+
+    async def _load(self) -> StarletteOAuth2App:
+        app = self._make()
+        metadata = await app.load_server_metadata()
+        if metadata.get("issuer") != self._issuer:
+            raise BadInput(f"expected metadata of {self._issuer}, got {str(metadata.get('issuer'))[:200]!r}")
+        offered = metadata.get("id_token_signing_alg_values_supported") or ["RS256"]
+        metadata["id_token_signing_alg_values_supported"] = [name for name in _ALGORITHMS if name in offered]
+        if not metadata["id_token_signing_alg_values_supported"]:
+            raise BadInput(f"expected a signature algorithm among {', '.join(_ALGORITHMS)}, got {offered}")
+        return app
+
+    async def decode(self, token: str) -> Mapping[str, Any]:
+        """Return the claims of a token that the issuer signed. Keys are read again for an unknown one, within a pace.
+
+        Raises: JoseError.
+        """
+        app = await self.app()
+        registry = JWSRegistry(
+            algorithms=app.server_metadata["id_token_signing_alg_values_supported"], strict_check_header=False
+        )
+        try:
+            return jwt.decode(token, KeySet.import_key_set(await app.fetch_jwk_set()), registry=registry).claims
+        except InvalidKeyIdError:
+            if time.monotonic() - self._keys_read < _KEYS_PAUSE_SECONDS:
+                raise
+            self._keys_read = time.monotonic()
+            keys = KeySet.import_key_set(await app.fetch_jwk_set(force=True))
+            return jwt.decode(token, keys, registry=registry).claims
