@@ -16,7 +16,7 @@ PACKAGES := connector catalogue policies client tests benchmarks
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -136,6 +136,9 @@ bench: bench-policies bench-revocation bench-dsp bench-catalogue ## every benchm
 
 bench-dsp: setup-dev
 	@$(BIN)/python -m benchmarks.bench_dsp
+
+bench-forged: setup-dev ## what 10,000 forged tokens a minute cost a member's negotiations
+	@$(BIN)/python -m benchmarks.bench_forged
 
 bench-policies: setup-dev
 	@$(BIN)/python -m benchmarks.bench_policies
