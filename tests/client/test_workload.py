@@ -66,6 +66,23 @@ def test_a_job_is_let_in_without_a_person_for_longer_than_its_tokens(
     assert used(place) == [f"Bearer t-{number}" for number in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5)]
 
 
+def test_a_token_serves_to_its_end_while_no_new_one_can_be_had(place: Connector, clock: list[float]) -> None:
+    with hanse.connect(place.url) as space:
+        space.me()
+        place.routes[EXCHANGE] = lambda _: {"no": "token"}
+        clock[0] += LIFETIME * 0.85
+        space.me()
+        space.me()
+        assert exchanges(place) == 2  # not again at once
+        clock[0] += workload._RETRY_AFTER
+        space.me()
+        assert exchanges(place) == 3
+        clock[0] += LIFETIME
+        with pytest.raises(Broken):
+            space.me()
+    assert used(place) == ["Bearer t-1"] * 4
+
+
 def test_it_is_renewed_before_its_end_from_what_the_file_has_then(
     place: Connector, clock: list[float], tmp_path: Path
 ) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from hanse.errors import BadInput, Broken
+from hanse.errors import BadInput, Broken, HanseError
 
 _FILE_MAX = 16 * 2**10
 _RENEW_BEFORE = 60.0  # seconds before its end, or a fifth of its lifetime if that is less
+_RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _JWT = "urn:ietf:params:oauth:token-type:jwt"
 
@@ -27,7 +28,7 @@ class WorkloadToken:
     def __init__(self, file: Path, job: str = "") -> None:
         self.file, self.job = file, job
         self._lock = Lock()
-        self._text, self._renew_at = "", 0.0
+        self._text, self._renew_at, self._ends = "", 0.0, 0.0  # monotonic seconds
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WorkloadToken, (self.file, self.job)
@@ -38,16 +39,28 @@ class WorkloadToken:
     def current(self, exchange: Exchange) -> str:
         """Return a token that lasts, from `exchange` if there is none or it ends soon.
 
+        A token that has not ended yet is returned where no new one can be had now.
+
         Raises:
             BadInput: the file cannot be read, or has no token.
             Broken: the connector's answer is malformed.
         """
         with self._lock:
             if not self._text or time.monotonic() >= self._renew_at:
-                begun = time.monotonic()
-                self._text, seconds = _read_answer(exchange(self._form()))
-                self._renew_at = begun + seconds - min(_RENEW_BEFORE, seconds / 5)
+                self._renew(exchange)
             return self._text
+
+    def _renew(self, exchange: Exchange) -> None:
+        begun = time.monotonic()
+        try:
+            text, seconds = _read_answer(exchange(self._form()))
+        except HanseError:
+            if not self._text or begun >= self._ends:
+                raise
+            self._renew_at = min(begun + _RETRY_AFTER, self._ends)
+            return
+        self._text, self._ends = text, begun + seconds
+        self._renew_at = self._ends - min(_RENEW_BEFORE, seconds / 5)
 
     def drop(self, text: str) -> None:
         """Forget a token that the connector refused, so that the next call exchanges again."""

@@ -100,10 +100,10 @@ def _fields(claims: dict[str, Any]) -> Mapping[str, Any]:
 def _issuer(fields: Mapping[str, Any], claims: dict[str, Any]) -> str:
     inner = fields.get("issuer")
     said = [inner.get("id") if isinstance(inner, dict) else inner, claims.get("iss")]
-    known = {issuer for issuer in said if issuer is not None}
-    if len(known) != 1 or not isinstance(found := known.pop(), str):
+    known = [issuer for issuer in said if issuer is not None]
+    if not known or not isinstance(known[0], str) or any(issuer != known[0] for issuer in known):
         raise Unauthenticated("expected a credential with one issuer, the same inside and as `iss`")
-    return found
+    return known[0]
 
 
 def _objects(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:

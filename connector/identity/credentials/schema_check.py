@@ -12,9 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonschema import exceptions, validators  # type: ignore[import-untyped]  # it has no types
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from jsonschema_rs import ReferencingError, RegexOptions, ValidationError, validator_for
 
 from connector.errors import Unauthenticated
 from connector.identity.credentials import fetched
@@ -26,6 +24,7 @@ _SCHEMA_MAX = 64 * 2**10
 _KEPT_MAX = 64
 _SECONDS = 300.0
 _DEPTH_MAX = 32
+_PATTERN_MAX = 2**20  # bytes of a compiled pattern
 _WHAT = "a credential's schema"
 
 
@@ -62,18 +61,21 @@ class SchemaChecker:
 def _check(schema: Any, subjects: Sequence[Mapping[str, Any]]) -> None:
     if not isinstance(schema, dict) or _depth(schema) > _DEPTH_MAX:
         raise Unauthenticated(f"expected a JSON Schema as an object of at most {_DEPTH_MAX} levels")
+    if schema.get("$ref") == "#":  # the library takes it for one that allows everything
+        raise Unauthenticated("a credential's schema is not valid", private="it refers to itself only")
+    try:  # RegexOptions: patterns take linear time; the other engine of the library goes back and tries again
+        validator = validator_for(
+            schema, validate_formats=False, offline=True, pattern_options=RegexOptions(size_limit=_PATTERN_MAX)
+        )
+    except (ValidationError, ReferencingError, RecursionError, ValueError) as error:
+        raise Unauthenticated("a credential's schema is not valid", private=str(error)[:200]) from None
     try:
-        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
-        kind.check_schema(schema)
-        validator = kind(schema, registry=Registry())  # or the library would fetch references
         for subject in subjects:
             validator.validate(dict(subject))
-    except exceptions.ValidationError as error:
+    except (ValidationError, ReferencingError, RecursionError, ValueError) as error:
         raise Unauthenticated(
-            "a credential's subject does not fit the schema that it names", private=error.message[:200]
+            "a credential's subject does not fit the schema that it names", private=str(error)[:200]
         ) from None
-    except (exceptions.SchemaError, Unresolvable, exceptions.UnknownType, RecursionError, ValueError) as error:
-        raise Unauthenticated("a credential's schema is not valid", private=str(error)[:200]) from None
 
 
 def _depth(value: object) -> int:

@@ -3,7 +3,8 @@
 Called after the signature of the caller's token was verified, so that a stranger cannot make us call a service. One
 time limit holds for everything. Callers get no reason; our log does. The steps; the code repeats the numbers:
 1. the rules demand credentials of this caller, and its token grants us a query;
-2. cached: the same caller presented its credentials within the last minute, to any process of this connector;
+2. cached: the same caller presented its credentials within the last minute, to any process of this connector, and
+   they still hold;
 3. a place: queries at once are limited in all and for each host, apart for known parties and strangers;
 4. the query, to the credential service that the caller's DID document names;
 5. presentations: signed by the caller, for us, within their period;
@@ -28,6 +29,7 @@ from connector.identity.credentials.credential import Credential, read_credentia
 from connector.identity.credentials.presentation import CREDENTIALS_MAX, read_presentation
 from connector.identity.credentials.rules import CredentialRules
 from connector.identity.credentials.schema_check import SchemaChecker
+from connector.identity.credentials.scopes import Scope
 from connector.identity.credentials.signed_jwt import list_of, verify_jwt
 from connector.identity.credentials.status_list import StatusLists
 from connector.identity.did import CONTEXT, DidResolver, host_of
@@ -122,9 +124,8 @@ class Verifier:
             return ()
         if not isinstance(access_token, str) or not 0 < len(access_token) <= _TOKEN_MAX or not access_token.isascii():
             raise Unauthenticated(_REFUSED, private=f"{holder} sent no access token in the claim `token`")
-        kept = await self._find_kept(holder)
-        if kept is not None and time.time() - kept.at < self.rules.presentation_seconds:  # 2
-            return kept.verified
+        if (fresh := await self._find_fresh(holder)) is not None:  # 2
+            return fresh
         task = self._running.get(holder)
         if task is None:  # later requests of this holder wait for the same query
             task = self._running[holder] = asyncio.create_task(self._verify_in_time(holder, access_token))
@@ -133,9 +134,22 @@ class Verifier:
 
     async def find_current(self, holder: str) -> tuple[VerifiedCredential, ...]:
         """What `holder` presented lately and is valid now. The status of each is checked again when it is due."""
-        kept, now = await self._find_kept(holder), time.time()
-        if kept is None or now - kept.at >= self.rules.facts_seconds:
+        kept = await self._find_kept(holder)
+        if kept is None or time.time() - kept.at >= self.rules.facts_seconds:
             return ()
+        return await self._check_kept(holder, kept)
+
+    async def _find_fresh(self, holder: str) -> tuple[VerifiedCredential, ...] | None:
+        """What `holder` presented within the last minute; None if that does not cover the scopes now."""
+        kept = await self._find_kept(holder)
+        if kept is None or time.time() - kept.at >= self.rules.presentation_seconds:
+            return None
+        found = await self._check_kept(holder, kept)
+        return found if self._missing(found) is None else None
+
+    async def _check_kept(self, holder: str, kept: _Kept) -> tuple[VerifiedCredential, ...]:
+        """The credentials of a presentation that are valid now; those that were withdrawn are forgotten."""
+        now = time.time()
         checked = [await self._check_again(*entry, now) for entry in kept.credentials]
         left = tuple(entry for entry in checked if entry is not None)
         if holder in self._kept and self._kept[holder] is kept:
@@ -306,10 +320,16 @@ class Verifier:
             return credential, verified
 
     def _cover(self, presented: _Kept) -> _Kept:
-        for scope in self.rules.scopes:  # 7
-            if not any(scope.covers(one.id, one.types) for one in presented.verified):
-                raise Unauthenticated(f"expected a valid credential for the scope {scope}, got none that holds")
+        if (missing := self._missing(presented.verified)) is not None:  # 7
+            raise Unauthenticated(f"expected a valid credential for the scope {missing}, got none that holds")
         return presented
+
+    def _missing(self, credentials: Sequence[VerifiedCredential]) -> Scope | None:
+        """The first scope that no credential covers."""
+        uncovered = (
+            scope for scope in self.rules.scopes if not any(scope.covers(one.id, one.types) for one in credentials)
+        )
+        return next(uncovered, None)
 
 
 def _read_answer(body: bytes) -> list[Any]:

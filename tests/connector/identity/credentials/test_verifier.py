@@ -147,6 +147,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "three envelopes": {"envelopes": 2},
     "an envelope signed by another": {"envelopes": 1, "outer signer": OTHER},
     # Credentials.
+    "issuer as a list": {"in": {"issuer": [ISSUER]}},
+    "issuer without a text as id": {"in": {"issuer": {"id": [ISSUER]}}},
     "credential of an untrusted issuer": {"vc signer": OTHER, "vc": {"iss": OTHER}, "in": {"issuer": OTHER}},
     "credential of another type": {"in": {"type": ["VerifiableCredential", "Membership"]}},
     "credential of a longer type": {"in": {"type": ["MembershipCredentialX"]}},
@@ -230,6 +232,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "schema that is no JSON": {"in": {"credentialSchema": NAMED}, "pages": {SCHEMA: b"<html>"}},
     "schema that refers elsewhere": {"in": {"credentialSchema": NAMED}, "schema": {"$ref": "https://evil.example/s"}},
     "schema without an end": {"in": {"credentialSchema": NAMED}, "schema": {"$ref": "#"}},
+    "schema with an exponential pattern": {
+        "in": {"credentialSchema": NAMED},
+        "schema": {"properties": {"id": {"pattern": "^(([a-z]|[a-z:])+)+$"}}},
+    },
     "deep schema": {"in": {"credentialSchema": NAMED}, "schema": json.loads('{"not":' * 40 + "{}" + "}" * 40)},
     # Services and documents.
     "no credential service": {f"document {HOLDER}": {"service": []}},
@@ -364,6 +370,30 @@ async def test_a_credential_that_is_withdrawn_counts_until_its_list_is_read_agai
     monkeypatch.setattr(verifier_module, "time", later)
     assert await asked.find_current(HOLDER) == ()
     assert world.calls.count(LIST) == 2
+
+
+async def test_a_withdrawn_credential_lets_its_holder_in_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presentation is younger than a minute, but its list was due to be read again."""
+    world = made(V2, entry())
+    asked = verifier(world, {"presentation_seconds": 60})
+    assert await asked.verify(HOLDER, "opaque") == await asked.verify(HOLDER, "opaque")
+    assert world.calls.count(QUERY) == 1
+    world.bits[0] = 1
+    at = time.time() + status_list._SECONDS + 1
+    monkeypatch.setattr(verifier_module, "time", changed(time, time=lambda: at))
+    assert await asked.find_current(HOLDER) == ()
+    with pytest.raises(Unauthenticated):
+        await asked.verify(HOLDER, "opaque")
+
+
+async def test_an_expired_credential_lets_its_holder_in_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    world = World(vc={"exp": int(now + 20)})
+    asked = verifier(world, {"presentation_seconds": 60})
+    await asked.verify(HOLDER, "opaque")
+    monkeypatch.setattr(verifier_module, "time", changed(time, time=lambda: now + 45))
+    with pytest.raises(Unauthenticated):
+        await asked.verify(HOLDER, "opaque")
 
 
 @pytest.mark.parametrize(
