@@ -1,22 +1,30 @@
 """When this connector answers without a person: one pure table from role, state and facts to our next message.
 
-auto     answers at once: agrees to the offer as published, answers other terms with the published ones
-rules    agrees where the policy's facts permit, and leaves the rest to a person
-manual   sends only what a person orders
+auto       answers at once: agrees to the offer as published, answers other terms with the published ones
+rules      agrees where the policy's facts permit, and leaves the rest to a person
+manual     sends only what a person orders
+four_eyes  as manual; the person who asked may not approve (`check_approver`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
 from connector.dsp import states
 from connector.dsp.states import CONSUMER, PROVIDER
+from connector.errors import Forbidden
 
-AUTO, RULES, MANUAL = "auto", "rules", "manual"
+AUTO, RULES, MANUAL, FOUR_EYES = "auto", "rules", "manual", "four_eyes"
+_BY_PERSONS = (MANUAL, FOUR_EYES)
+APPROVALS = frozenset({"agree", "finalize", "approve"})  # commands of the provider's persons
 WAIT = ""
+
+
+class SamePerson(Forbidden):
+    code = "four_eyes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,4 +74,20 @@ def is_our_turn(table: Table, *, role: str, state: str) -> bool:
 def next_message(table: Table, *, role: str, state: str, case: DecisionCase) -> str:
     """The message that we send without a person, by its name in the state tables; WAIT for none."""
     decide = table.get((role, state))
-    return WAIT if decide is None or case.decide == MANUAL else decide(case)
+    return WAIT if decide is None or case.decide in _BY_PERSONS else decide(case)
+
+
+def check_approver(approver: str, askers: Collection[str]) -> None:
+    """Check that a person who did not ask approves. Persons are issuer and subject; empty: a token without a person.
+
+    Such a token says nothing about who holds it, so it neither asks nor approves here. `askers` are ours alone: the
+    request of a counterparty names no person.
+
+    Raises: SamePerson.
+    """
+    if not approver:
+        raise SamePerson("expected a person who logged in, as the offer wants four eyes; got a token without a person")
+    if "" in askers:
+        raise SamePerson("this was asked for here with a token without a person; ask again as a person who logged in")
+    if approver in askers:
+        raise SamePerson("you asked for this agreement; the offer says that another person approves it (four eyes)")

@@ -7,9 +7,11 @@ sender after its reply has left, a command hands them over at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from connector import acting
 from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import (
@@ -25,7 +27,14 @@ from connector.dsp.process_limits import ProcessAdmission, ProcessLimits, is_par
 from connector.dsp.protocol_client import segment
 from connector.dsp.states import CONSUMER, PROVIDER, Transition
 from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refused
-from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
+from connector.events import (
+    AgreementConcluded,
+    DecisionNeeded,
+    DecisionTaken,
+    Event,
+    NegotiationAdvanced,
+    RequestRefused,
+)
 from connector.identity.principal import Principal
 from connector.offers import offer_conflicts
 from connector.outbox.sender import DeliveryOutcome
@@ -445,12 +454,14 @@ class NegotiationService:
         candidates = (offer, *(others if purpose else ()))
         offers = agreement_terms.read_offers([{"@type": "Offer", **candidate} for candidate in candidates])
         address = await self._check_new(address, decide)
+        asker = _current_person()
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
             policy = agreement_terms.first_for(purpose, offers, consumer=self._us, now=tx.now) if purpose else offers[0]
             wire = agreement_terms.offer_wire(policy, target=dataset_id)
             row = _new_row(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
             row.offer_id, row.purpose, row.correlation = policy.id, purpose, correlation
+            row.asked_by = asker
             tx.negotiations.add(row)
             tx.publish(self._command_event(row, "request", by=by))
             message = ContractRequestMessage(consumer_pid=row.id, offer=wire, callback_address=self._base)
@@ -468,6 +479,7 @@ class NegotiationService:
             NotFound: no such offer is in force.
         """
         address = await self._check_new(address, auto_decisions.AUTO)
+        asker = _current_person()
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
             offer = tx.datasets.get_offer(offer_id)
@@ -477,7 +489,7 @@ class NegotiationService:
                 agreement_terms.read_published(offer), target=offer.dataset_id, assigner=self._us
             )
             row = _new_row(tx, PROVIDER, counterparty, address, offer.dataset_id, wire, offer.decide)
-            row.offer_id = offer.id
+            row.offer_id, row.asked_by = offer.id, asker
             tx.negotiations.add(row)
             tx.publish(self._command_event(row, "offer", by=by))
             message = ContractOfferMessage(provider_pid=row.id, offer=wire, callback_address=self._base)
@@ -499,7 +511,9 @@ class NegotiationService:
             NotFound: there is no such negotiation.
             IllegalStep, Conflict: the command is not possible now.
             BadInput: there is no such command.
+            SamePerson: the offer wants four eyes, and the person asked or is not known; this is recorded.
         """
+        person = _current_person()
 
         def work(tx: Transaction) -> tuple[Negotiation, list[Outbox]]:
             row = tx.negotiations.get(pid)
@@ -508,14 +522,24 @@ class NegotiationService:
             tx.publish(self._command_event(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._machine.end(tx, row, code=code or _termination_code(row), reason=reason, actor=by)
-            return row, [self._carry_out(tx, row, name, offer)]
+            return row, [self._carry_out(tx, row, name, offer, by_person=person)]
 
         await self._sender.wait_recorded(pid)
-        row, sent = await self._store.write(work)
+        try:
+            row, sent = await self._store.write(work)
+        except auto_decisions.SamePerson as error:
+            await self._record_same_person(error, pid, name, by=by)
+            raise
         self._sender.hand_over(sent)
         return row
 
-    def _carry_out(self, tx: Transaction, row: Negotiation, name: str, offer: Json | None) -> Outbox:
+    async def _record_same_person(self, error: auto_decisions.SamePerson, pid: str, name: str, *, by: str) -> None:
+        refused = RequestRefused(actor=by, outcome="refused", code=error.code, reason=error.message, process=pid)
+        await self._store.record_refusal(replace(refused, subject=_current_person(), detail={"command": name}))
+
+    def _carry_out(self, tx: Transaction, row: Negotiation, name: str, offer: Json | None, *, by_person: str) -> Outbox:
+        if row.decide == auto_decisions.FOUR_EYES and name in auto_decisions.APPROVALS:
+            auto_decisions.check_approver(by_person, self._list_askers(tx, row))
         if name == "approve":
             row.decide = auto_decisions.AUTO
             name = _APPROVALS.get((row.role, row.state), name)
@@ -525,12 +549,20 @@ class NegotiationService:
         if role != row.role:
             raise Conflict(f"{name} is for the {role} of a negotiation, and we are its {row.role}")
         if name == "offer":
+            row.asked_by = by_person
             return self._send_offer(tx, row, _terms_of(tx, row, offer))
         if name == "counter":
             row.offer = agreement_terms.offer_wire(_terms_of(tx, row, offer), target=row.dataset_id)
             message = ContractRequestMessage(**pids_of(row), offer=row.offer)
             return self._machine.send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/request")
         return self._send_step(tx, row, step)
+
+    def _list_askers(self, tx: Transaction, row: Negotiation) -> set[str]:
+        """Return who asked on our side: here, or as the consumer of our own offer."""
+        rows = [row]
+        if row.counterparty == self._us and (other := tx.negotiations.peek(row.peer_pid)) is not None:
+            rows.append(other)
+        return {one.asked_by for one in rows if one.asked_by is not None}
 
     async def _check_new(self, address: str, decide: str) -> str:
         if decide not in (auto_decisions.AUTO, auto_decisions.MANUAL):
@@ -547,6 +579,12 @@ class NegotiationService:
             correlation=row.correlation,
             detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "command": command},
         )
+
+
+def _current_person() -> str:
+    """Return issuer and subject of the current request's caller; empty for a token without a person."""
+    current = acting.current()
+    return current.subject if current is not None else ""
 
 
 def _new_row(

@@ -41,7 +41,7 @@ class NewOffer(PolicyText):
     """An offer to publish."""
 
     id: str = Field("", max_length=255, description="Identifier of the offer (IRI); empty: from the form, or made.")
-    decide: str = Field("", max_length=16, description="Who answers a request: auto, manual or rules.")
+    decide: str = Field("", max_length=16, description="Who answers a request: auto, manual, rules or four_eyes.")
     accept: bool = Field(False, description="Also with a purpose that is nearly one of the vocabulary, and none.")
     publish_left_out: bool = Field(
         False,

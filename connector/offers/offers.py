@@ -28,7 +28,7 @@ from policies.model import Kind, Policy
 from policies.odrl import reader
 from policies.review import explain, lint, report
 
-DECIDE = ("auto", "manual", "rules")
+DECIDE = ("auto", "manual", "rules", "four_eyes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ class Offer(ConnectorTable):
     policy: Mapped[Json]
     form: Mapped[str]
     digest: Mapped[str] = mapped_column(_Key)
-    decide: Mapped[str] = mapped_column(String(16))  # auto | manual | rules
+    decide: Mapped[str] = mapped_column(String(16))  # auto | manual | rules | four_eyes
     created_at: Mapped[float]
     withdrawn_at: Mapped[float | None]
     left_out: Mapped[Json | None]
@@ -163,6 +163,8 @@ class Negotiation(ConnectorTable):
     offer_id: Mapped[str] = mapped_column(_Key, default="")
     offer: Mapped[Json] = mapped_column(default=dict)  # the terms last sent or received, in this connector's spelling
     decide: Mapped[str] = mapped_column(String(16), default="auto")
+    # Issuer and subject of who asked here; empty for a token without a person; None: the counterparty asked.
+    asked_by: Mapped[str | None] = mapped_column(_Key)
     agreement_id: Mapped[str] = mapped_column(_Key, default="")
     # The consumer's purpose, if given. The provider learns it with the first transfer.
     purpose: Mapped[str] = mapped_column(default="", server_default="")

@@ -14,7 +14,7 @@ from policies import vocabulary
 from policies.evaluation import values
 from policies.vocabulary import ds, odrl
 
-DECIDE = ("auto", "manual", "rules")
+DECIDE = ("auto", "manual", "rules", "four_eyes")
 OFFER_URN = "urn:hanse:offer:"
 
 

@@ -44,8 +44,8 @@ hash: [patient], mask: {zip: {truncate: 2}, weight: {round: 1}, age: {generalise
 `["urn:hanse:north:labs"]` |
 | `first`, `then` | duties before use, and after it | `{attribute: {text: "Clinic North"}}`, \
 `{delete: 30d after end, inform: {to: "did:web:dpo.example", on: breach}}` |
-| `decide` | who decides: the connector (`auto`), a person (`manual`, the default), or a person unless the facts \
-permit it (`rules`) | `auto` |
+| `decide` | who decides: the connector (`auto`), a person (`manual`, the default), a person unless the facts \
+permit it (`rules`), or a person who did not ask (`four_eyes`) | `auto` |
 | `odrl` | in place of the rules: the policy in ODRL, where these words cannot express it | below |
 
 For example, these words cannot express that either of two conditions on the party suffices:

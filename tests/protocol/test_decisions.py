@@ -54,6 +54,7 @@ FIRST_ANSWERS = [
     ("manual", "active", "same", "waits"),
     ("manual", "", "same", "waits"),
     ("manual", "none", "same", "refused"),
+    ("four_eyes", "active", "same", "waits"),
 ]
 
 

@@ -46,7 +46,7 @@ OfferId = Annotated[str, typer.Argument(metavar="OFFER", help="The offer's id.",
 def add(
     file: Annotated[Path, typer.Argument(help="The offer: short YAML form, or ODRL as JSON.", show_default=False)],
     dataset: Annotated[str, typer.Option(help="The dataset, where the file does not say it.")] = "",
-    decide: Annotated[str, typer.Option(help="Who answers a request: auto, manual or rules.")] = "",
+    decide: Annotated[str, typer.Option(help="Who answers a request: auto, manual, rules or four_eyes.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask where groups are left out.")] = False,
     accept: Annotated[
         bool, typer.Option("--accept", help="Also with a purpose that is nearly one of the vocabulary, and none.")

@@ -15,6 +15,7 @@ from policies.vocabulary import compact
 DECIDED = {
     "auto": "answered automatically",
     "manual": "a person decides",
+    "four_eyes": "a person decides who did not ask",
     "rules": "answered automatically if the facts permit, otherwise by a person",
 }
 KINDS = {

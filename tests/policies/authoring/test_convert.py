@@ -184,7 +184,7 @@ MISTAKES = [
     ("offer: x\nmay: use\ngrid: {measure: {a: 5}}", "expected free or low..high"),
     ("offer: x\nmay: use\nthen: {delete: {witin: 3d}}", "did you mean within?"),
     ("offer: x\nmay: use\nthen: {distribute: true}", "expected an action"),
-    ("offer: x\nmay: use\ndecide: maybe", "expected a choice: one of auto, manual, rules"),
+    ("offer: x\nmay: use\ndecide: maybe", "expected a choice: one of auto, four_eyes, manual, rules"),
     ("offer: x\nmay: use\nodrl: {permission: []}", "only offer, dataset and decide next to odrl"),
     ("offer: &a x\nmay: use", "line 1: expected plain values, got an anchor"),
     ("offer: !!python/object:os.system x\nmay: use", "line 1: expected plain values, got a tag"),
