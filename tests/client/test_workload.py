@@ -182,6 +182,21 @@ def test_a_job_streams_for_longer_than_three_tokens_and_the_owner_gets_its_id(
     assert exchanges(place) >= 4
 
 
+def test_the_job_that_the_site_signed_goes_before_the_declared_one(place: Connector) -> None:
+    place.routes[EXCHANGE] = {"access_token": "t-1", "expires_in": LIFETIME, "job": "pod-9"}
+    with hanse.connect(place.url) as space:
+        space.me()
+        assert space.api.job == "pod-9"
+
+
+@pytest.mark.parametrize("job", ["", None, 7, "x" * 251, "a\nb", "caf\u00e9"])
+def test_a_job_that_no_header_can_hold_is_not_taken_over(place: Connector, job: Any) -> None:
+    place.routes[EXCHANGE] = {"access_token": "t-1", "expires_in": LIFETIME, "job": job}
+    with hanse.connect(place.url) as space:
+        space.me()
+        assert space.api.job == "job-7"
+
+
 def test_a_pickled_one_holds_no_token(place: Connector) -> None:
     with hanse.connect(place.url) as space:
         space.me()

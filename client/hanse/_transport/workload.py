@@ -11,6 +11,7 @@ from typing import Any
 from hanse.errors import BadInput, Broken, HanseError
 
 _FILE_MAX = 16 * 2**10
+_JOB_MAX = 250
 _RENEW_BEFORE = 60.0  # seconds before its end, or a fifth of its lifetime if that is less
 _RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -22,6 +23,7 @@ Exchange = Callable[[Mapping[str, str]], Any]
 class WorkloadToken:
     """Renews itself without a person: the file is read again for each exchange, as the site replaces it.
 
+    `job` is what the environment declares until the connector has answered; a job that the site signed goes before it.
     Threads may share it. A pickled one holds the file's path and the job, never a token.
     """
 
@@ -53,13 +55,13 @@ class WorkloadToken:
     def _renew(self, exchange: Exchange) -> None:
         begun = time.monotonic()
         try:
-            text, seconds = _read_answer(exchange(self._form()))
+            text, seconds, signed = _read_answer(exchange(self._form()))
         except HanseError:
             if not self._text or begun >= self._ends:
                 raise
             self._renew_at = min(begun + _RETRY_AFTER, self._ends)
             return
-        self._text, self._ends = text, begun + seconds
+        self._text, self._ends, self.job = text, begun + seconds, signed or self.job
         self._renew_at = self._ends - min(_RENEW_BEFORE, seconds / 5)
 
     def drop(self, text: str) -> None:
@@ -87,11 +89,17 @@ def _read_file(file: Path) -> str:
     return text
 
 
-def _read_answer(answer: Any) -> tuple[str, float]:
-    """Return the token and its lifetime in seconds. Raises: Broken for another form."""
+def _read_answer(answer: Any) -> tuple[str, float, str]:
+    """Return the token, its lifetime in seconds, and the job that it acts for. Raises: Broken for another form."""
     token = answer.get("access_token") if isinstance(answer, dict) else None
     seconds = answer.get("expires_in") if isinstance(answer, dict) else None
     fits = isinstance(token, str) and token and all("!" <= sign <= "~" for sign in token)
     if not fits or isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
         raise Broken("expected a token and its lifetime from the connector's token exchange, got another form")
-    return str(token), float(seconds)
+    return str(token), float(seconds), _read_job(answer.get("job"))
+
+
+def _read_job(job: object) -> str:
+    """Return the job of the connector's answer, empty if a header cannot hold it. Older connectors name none."""
+    fits = isinstance(job, str) and job.isascii() and job.isprintable() and len(job) <= _JOB_MAX
+    return str(job) if fits else ""

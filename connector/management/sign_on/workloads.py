@@ -46,11 +46,12 @@ _TEXT_MAX = 250
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """A new token, its scopes, and its lifetime in seconds."""
+    """A new token, its scopes, its lifetime in seconds, and the job that it acts for."""
 
     token: str
     scopes: Sequence[str]
     seconds: int
+    job: str
 
 
 class WorkloadTokens:
@@ -94,7 +95,7 @@ class WorkloadTokens:
             raise BadInput("expected a subject token that lasts, got one that ends now")
         caller = _make_caller(issuer, str(claims["sub"]), scopes, asked | {"job": job})
         await self._store.write(lambda tx: _issue(tx, caller))
-        return Exchanged(self._sign(caller, until), sorted(scopes), int(until - now))
+        return Exchanged(self._sign(caller, until), sorted(scopes), int(until - now), job)
 
     async def _verify(self, token: str) -> tuple[WorkloadIssuer, Mapping[str, Any]]:
         named = _peek_issuer(token)
@@ -148,7 +149,7 @@ def router(workloads: WorkloadTokens) -> APIRouter:
             return JSONResponse({"error": "invalid_grant"}, status_code=400, headers=quiet)
         body = {
             "access_token": made.token, "issued_token_type": ACCESS_TYPE, "token_type": "Bearer",
-            "expires_in": made.seconds, "scope": " ".join(made.scopes),
+            "expires_in": made.seconds, "scope": " ".join(made.scopes), "job": made.job,
         }  # fmt: skip
         return JSONResponse(body, headers=quiet)
 

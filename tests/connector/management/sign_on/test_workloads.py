@@ -96,7 +96,8 @@ async def test_it_ends_with_the_subject_token(lab: Lab) -> None:
 async def test_the_signed_job_counts_more_than_the_requested_one_and_is_in_the_log(lab: Lab) -> None:
     await lab.exchange(job="asked-for")
     signed = {"kubernetes.io": {"pod": {"uid": "pod-7"}}}
-    await lab.exchange(lab.subject_token(**signed), job="asked-for")
+    answer = await lab.exchange(lab.subject_token(**signed), job="asked-for")
+    assert answer.json()["job"] == "pod-7"
     events = [event for event in lab.told if isinstance(event, TokenIssued)]
     assert [(event.job, event.subject) for event in events] == [
         ("asked-for", f"{ISSUER}#{POD}"),
