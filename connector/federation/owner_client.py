@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from connector import acting
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
@@ -282,7 +283,7 @@ class _Exchange:
         self.stage = "asking"
         fragment, left = self.request.fragment, self._seconds_left
         endpoint, body, ticket = await self._envelope(self.attempts)
-        headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"} | _name_job()
         async with self.remote.net.stream(
             "POST", f"{endpoint}/query", headers=headers, body=body, seconds=left + 1
         ) as answer:
@@ -370,6 +371,13 @@ class _Exchange:
         if found["wrong"]:
             raise PeerNonsense(found["wrong"])
         return self._describe_spooled(size).with_content(found, _pick_written(keys, found["keys"]))
+
+
+def _name_job() -> dict[str, str]:
+    """Return the header that names the current training job to the owner; none if a header cannot hold its id."""
+    current = acting.current()
+    job = current.job if current is not None else ""
+    return {"hanse-job": job} if job and job.isascii() and job.isprintable() else {}
 
 
 def _check_one_owner(fragment: Fragment, bearers: Sequence[Bearer]) -> None:

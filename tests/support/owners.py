@@ -53,6 +53,7 @@ class Owner:
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
     asked: list[dict[str, Any]] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)  # as each request names it
     failing: str = ""
     times: int = 1_000_000
     bytes_sent: int = 0
@@ -132,6 +133,7 @@ class Owners:
         owner = self.of[url.removeprefix("http://").partition("/")[0]]
         envelope = json.loads(body)
         owner.asked.append(envelope)
+        owner.jobs.append(headers.get("hanse-job", ""))
         failing = owner.failing if owner.times > 0 else ""
         owner.times -= bool(failing)
         if failing == "down":

@@ -11,6 +11,7 @@ from connector.errors import BadInput, Unauthenticated
 
 _TICKET_MAX = 16 * 2**10  # bytes
 _TICKETS_MAX = 16
+_JOB_MAX = 250  # characters
 _DECLARED_MAX = 1024  # characters
 
 Metadata = Mapping[str, list[str]]
@@ -25,6 +26,7 @@ class FlightCaller:
     purpose: str
     application: str
     action: str
+    job: str  # the training job, for the owner's log
     basic: bool  # the ticket came as a password; the answer returns it as the bearer token for later calls
 
 
@@ -64,6 +66,7 @@ def read_caller(metadata: Metadata) -> FlightCaller:
         purpose=_declared(metadata, "hanse-purpose"),
         application=_declared(metadata, "hanse-application"),
         action=action,
+        job=_declared(metadata, "hanse-job", _JOB_MAX),
         basic=basic,
     )
 
@@ -78,12 +81,10 @@ def _basic_to_bearer(encoded: str) -> str:
     return f"Bearer {password}" if password else ""
 
 
-def _declared(metadata: Metadata, name: str) -> str:
+def _declared(metadata: Metadata, name: str, most: int = _DECLARED_MAX) -> str:
     values = metadata.get(name) or [""]
-    if len(values) > 1 or len(values[0]) > _DECLARED_MAX:
-        raise BadInput(
-            f"expected one header {name} of at most {_DECLARED_MAX} characters, got another", code="request_invalid"
-        )
+    if len(values) > 1 or len(values[0]) > most:
+        raise BadInput(f"expected one header {name} of at most {most} characters, got another", code="request_invalid")
     return values[0]
 
 

@@ -68,6 +68,7 @@ class TicketHolder:
     purpose: str = ""
     application: str = ""
     action: str = "query"
+    job: str = ""
 
     @property
     def consumer(self) -> str:
@@ -96,7 +97,7 @@ class FlightQueries:
             found = (first, *map(self._addresses.read, caller.further))
             if len({one.consumer for one in found}) != 1:
                 raise BadInput("expected tickets of one consumer", code="tickets_mixed")
-        return TicketHolder(found, caller.purpose, caller.application, caller.action)
+        return TicketHolder(found, caller.purpose, caller.application, caller.action, caller.job)
 
     def record_refusals(
         self, holder: TicketHolder, *, besides: tuple[type[HanseError], ...]
@@ -205,7 +206,9 @@ class FlightQueries:
         """Send the stream of a Flight ticket to its reader, until it leaves or cancels; returns the end record."""
         one = self._unseal(ticket, holder, now=self._addresses.clock())
         asked = replace(
-            await self._resolve_read(one.wanted, _bearers(one, holder)), query_id=f"{one.id}.{secrets.token_hex(4)}"
+            await self._resolve_read(one.wanted, _bearers(one, holder)),
+            query_id=f"{one.id}.{secrets.token_hex(4)}",
+            job=holder.job,
         )
         sending = asyncio.ensure_future(self._send(asked, reader))
         self._running.setdefault(one.id, set()).add(sending)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from connector import acting
+from connector.acting import Acting
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import HELD, IN_PLACE, LOADED, Job
 from connector.errors import (
@@ -59,6 +61,16 @@ async def test_a_question_over_three_owners_is_answered_from_partial_results(ask
     assert end["rows"] == 3
     assert {one["owner"]: one["rows"] for one in end["owners"]} == {"north": 3, "south": 3, "west": 3}
     assert all(one["bytes"] > 0 and one["agreement"] == f"{one['owner']}-patients" for one in end["owners"])
+
+
+async def test_each_owner_is_named_the_job_that_asks(asked: Asked) -> None:
+    for job, named in (("run-17", "run-17"), ("caf\u00e9", ""), ("", "")):
+        acting.set_current(Acting("trainer", job=job))
+        try:
+            await asked.rows(COUNTS)
+        finally:
+            acting.set_current(None)
+        assert {owner.jobs[-1] for owner in asked.owners.of.values()} == {named}
 
 
 async def test_a_join_over_two_owners_reads_both_sides_and_two_agreements_of_one_owner_travel_together(

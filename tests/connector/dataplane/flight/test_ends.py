@@ -270,6 +270,17 @@ async def test_what_is_declared_at_length_is_bad_input(running: Provider, impati
         await asyncio.to_thread(go, 1025)
 
 
+async def test_a_job_at_length_is_bad_input(running: Provider, impatient: FlightServer) -> None:
+    ticket = running.ticket(await running.agree())
+
+    def go() -> None:
+        with flyer(impatient, ticket, headers=[(b"hanse-job", b"x" * 251)]) as client:
+            client.info(*PATH)
+
+    with pytest.raises(pa.ArrowInvalid, match=r"^request_invalid: expected one header hanse-job of at most 250"):
+        await asyncio.to_thread(go)
+
+
 @pytest.mark.parametrize("letter", ["a", "%", "\u00e9", "\u6f22", "\U0001f600", "\ud800", "\r\n"])
 async def test_a_refusal_in_any_script_fits_into_the_metadata_that_clients_take(
     impatient: FlightServer, monkeypatch: pytest.MonkeyPatch, letter: str

@@ -118,6 +118,20 @@ async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Pr
     assert "[rule /permission/0" in str(caught.value)
 
 
+async def test_the_job_that_a_consumer_names_is_in_each_record_of_its_read(
+    running: Provider, front: FlightServer
+) -> None:
+    agreement = await running.agree()
+
+    def go() -> int:
+        with flyer(front, running.ticket(agreement), headers=[(b"hanse-job", b"run-17")]) as client:
+            return int(client.read(*PATH)[0].num_rows)
+
+    assert await asyncio.to_thread(go) == data.ROWS
+    await settled(running)
+    assert [running.of_kind(kind)[-1].job for kind in ("ReadStarted", "ReadEnded")] == ["run-17", "run-17"]
+
+
 async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front: FlightServer) -> None:
     agreement = await running.agree()
 
