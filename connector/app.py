@@ -159,7 +159,9 @@ def management_app(parts: Services) -> FastAPI:
         app.include_router(routes, prefix="/api/v1")
     if settings.sts_serve_secret_file is not None:
         secret_file = settings.sts_serve_secret_file
-        app.include_router(token_service.router(parts.wallet, client=parts.participant, secret_file=secret_file))
+        app.include_router(
+            token_service.router(parts.wallet, parts.store, client=parts.participant, secret_file=secret_file)
+        )
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
     app.include_router(_console(parts))

@@ -1,6 +1,6 @@
 """Our secure token service: signs self-issued tokens for other programs of ours (Decentralized Claims 1.0, 4.4).
 
-Whoever has its secret can act as us. So it is off without HANSE_STS_SERVE_SECRET_FILE, and on the management listener.
+Its secret is enough to act as us. So it is off without HANSE_STS_SERVE_SECRET_FILE, and on the management listener.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from connector.errors import BadInput, Unauthenticated
+from connector.events import RequestRefused
 from connector.identity import keys
 from connector.identity.identity_service import Wallet
 from connector.infra.http.form import parse_form
+from connector.store import Store
 
 _SECRET_MIN = 16
 _SCOPES_MAX = 64
 _SECONDS = 60  # that our tokens live
 
 
-def router(wallet: Wallet, *, client: str, secret_file: Path) -> APIRouter:
-    """The route. `client`: the only client id, our DID; `secret_file` holds its secret."""
+def router(wallet: Wallet, store: Store, *, client: str, secret_file: Path) -> APIRouter:
+    """The route. `client`: the only client id, our DID; `secret_file` holds its secret. Refusals are recorded."""
     routes = APIRouter(prefix="/sts", tags=["credentials"])
 
     @routes.post("/token", include_in_schema=False)
     async def token(request: Request) -> dict[str, str | int]:
         form = parse_form(await request.body())
-        _check_client(form, client, _read_secret(secret_file))
+        try:
+            _check_client(form, client, _read_secret(secret_file))
+        except Unauthenticated as error:
+            await store.record_refusal(_refused(error))
+            raise
         scopes, audience = form.get("bearer_access_scope", "").split(), form.get("audience", "")
         if form.get("grant_type") != "client_credentials" or not audience.startswith("did:") or len(audience) > 255:
             raise BadInput("expected grant_type=client_credentials and the receiver's DID as audience")
@@ -37,6 +43,11 @@ def router(wallet: Wallet, *, client: str, secret_file: Path) -> APIRouter:
         return {"access_token": signed, "token_type": "Bearer", "expires_in": _SECONDS}
 
     return routes
+
+
+def _refused(error: Unauthenticated) -> RequestRefused:
+    reason = error.private or error.message
+    return RequestRefused(actor="unknown", outcome="refused", code="token_service_refused", reason=reason)
 
 
 def _check_client(form: dict[str, str], client: str, secret: str) -> None:

@@ -5,10 +5,11 @@ It talks through the guarded client. Each network failure or unfit answer is one
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from authlib.integrations.base_client import OAuthError
@@ -19,7 +20,7 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
-from connector.errors import BadInput, HanseError
+from connector.errors import BadInput, Busy, HanseError, PeerUnreachable
 from connector.infra.net.http_client import HttpClient
 from connector.infra.net.httpx_transport import GuardedTransport
 
@@ -27,7 +28,10 @@ LEEWAY_S = 30
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 _METADATA_SECONDS = 3600.0  # then discovery and keys are read again
 _KEYS_PAUSE_SECONDS = 10.0  # between two readings of the keys on account of an unknown one
+_DOWN_SECONDS = 5.0  # in which an issuer that did not answer is not called again
 _ANSWER_BYTES = 2**20
+_UNREACHABLE = (httpx2.HTTPError, PeerUnreachable, Busy)
+T = TypeVar("T")
 FAILED = (
     OAuthError,
     JoseError,
@@ -76,12 +80,26 @@ class IssuerClient:
         )
         self._app: StarletteOAuth2App | None = None
         self._loaded = self._keys_read = 0.0
+        self._down_until = 0.0
+        self._calling = asyncio.Lock()  # one caller asks the issuer; the others wait for what it learns
 
     async def app(self) -> StarletteOAuth2App:
-        """Return the client with current metadata. Raises: BadInput for metadata of another issuer."""
-        if self._app is None or time.monotonic() - self._loaded > _METADATA_SECONDS:
-            self._app, self._loaded = await self._load(), time.monotonic()
-        return self._app
+        """Return the client with current metadata. Raises: BadInput for metadata of another issuer; Busy."""
+        async with self._calling:
+            if self._app is None or time.monotonic() - self._loaded > _METADATA_SECONDS:
+                self._app, self._loaded = await self._call(self._load), time.monotonic()
+            return self._app
+
+    async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Wait for an answer of the issuer. Raises: Busy, for a while without a call if it did not answer before."""
+        try:
+            if time.monotonic() < self._down_until:
+                raise Busy("did not answer a moment ago")
+            return await work()
+        except _UNREACHABLE as error:
+            if time.monotonic() >= self._down_until:
+                self._down_until = time.monotonic() + _DOWN_SECONDS
+            raise Busy(f"{self._issuer} does not answer now ({error}); try again in a moment") from error
 
     async def _load(self) -> StarletteOAuth2App:
         app = self._make()
@@ -92,12 +110,13 @@ class IssuerClient:
         metadata["id_token_signing_alg_values_supported"] = [name for name in _ALGORITHMS if name in offered]
         if not metadata["id_token_signing_alg_values_supported"]:
             raise BadInput(f"expected a signature algorithm among {', '.join(_ALGORITHMS)}, got {offered}")
+        await app.fetch_jwk_set()  # into the metadata
         return app
 
     async def decode(self, token: str) -> Mapping[str, Any]:
         """Return the claims of a token that the issuer signed. Keys are read again for an unknown one, within a pace.
 
-        Raises: JoseError.
+        Raises: JoseError; Busy if the issuer does not answer.
         """
         app = await self.app()
         registry = JWSRegistry(
@@ -106,8 +125,11 @@ class IssuerClient:
         try:
             return jwt.decode(token, KeySet.import_key_set(await app.fetch_jwk_set()), registry=registry).claims
         except InvalidKeyIdError:
-            if time.monotonic() - self._keys_read < _KEYS_PAUSE_SECONDS:
-                raise
-            self._keys_read = time.monotonic()
-            keys = KeySet.import_key_set(await app.fetch_jwk_set(force=True))
-            return jwt.decode(token, keys, registry=registry).claims
+            await self._read_keys_again(app)
+            return jwt.decode(token, KeySet.import_key_set(await app.fetch_jwk_set()), registry=registry).claims
+
+    async def _read_keys_again(self, app: StarletteOAuth2App) -> None:
+        async with self._calling:
+            if time.monotonic() - self._keys_read >= _KEYS_PAUSE_SECONDS:
+                self._keys_read = time.monotonic()
+                await self._call(partial(app.fetch_jwk_set, force=True))

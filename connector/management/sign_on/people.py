@@ -1,6 +1,7 @@
 """Sign-on of people: sessions of those who logged in at a provider (`identity.openid.login` checks the login).
 
-A session lasts no longer than the ID token, and ends with a back-channel logout of the provider. Refusals keep their
+A session lasts no longer than the ID token, and ends with a back-channel logout of the provider. A login takes from the
+person's personal access tokens the scopes that the person's roles do not give any more. Refusals keep their
 reason for our log; the browser gets none.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from connector.errors import Unauthenticated, harmless
-from connector.events import RequestRefused, SessionEnded, SessionStarted
+from connector.events import RequestRefused, SessionEnded, SessionStarted, TokenRevoked
 from connector.identity.openid.issuer_client import FAILED
 from connector.identity.openid.login import FinishedLogin, LoginClient, Person
 from connector.infra.http.form import parse_form
@@ -21,6 +22,7 @@ from connector.management.sign_on.sign_on_file import ROLES
 from connector.store import Store, Transaction
 from connector.store.tables import SignOnSession
 
+_NO_ROLE = "its owner has none of its scopes any more"
 ATTEMPT_COOKIE = "hanse_sign_on"
 
 
@@ -101,6 +103,9 @@ class SignOn:
                     created_at=tx.now, expires_at=person.expires_at,
                 )
             )  # fmt: skip
+            for row in tx.tokens.narrow(person.subject, _list_scopes(person)):
+                about = {"token": row.name, "personal": True}
+                tx.publish(TokenRevoked(actor=person.name, subject=person.subject, reason=_NO_ROLE, detail=about))
             tx.publish(
                 SessionStarted(
                     actor=person.name,

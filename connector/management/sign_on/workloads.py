@@ -28,7 +28,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
-from connector.errors import BadInput, Unauthenticated, check_harmless, harmless
+from connector.errors import BadInput, Busy, Unauthenticated, check_harmless, harmless
 from connector.events import RequestRefused, TokenIssued
 from connector.identity.openid.issuer_client import FAILED, LEEWAY_S, IssuerClient
 from connector.infra.http.form import parse_form
@@ -76,9 +76,15 @@ class WorkloadTokens:
         }
 
     async def exchange(self, body: bytes) -> Exchanged:
-        """Exchange the subject token of a form. Raises: Unauthenticated without a reason, which is recorded."""
+        """Exchange the subject token of a form.
+
+        Raises: Unauthenticated without a reason, which is recorded; Busy if the issuer does not answer.
+        """
         try:
             return await self._exchange(parse_form(body))
+        except Busy as error:
+            await self._record(error)
+            raise Busy("the token cannot be checked now; try again in a moment", private=error.message) from error
         except FAILED as error:
             await self._record(error)
             raise Unauthenticated("token exchange failed; the operator's log has the reason") from error

@@ -43,6 +43,16 @@ class TokenQueries:
         query = select(ApiToken).where(ApiToken.owner == owner).order_by(ApiToken.created_at, ApiToken.name)
         return self._session.scalars(query).all()
 
+    def narrow(self, owner: str, scopes: Sequence[str]) -> Sequence[ApiToken]:
+        """Take every other scope from the tokens of an owner; delete and return those that have none left."""
+        ended = []
+        for row in self.list_owned(owner):
+            row.scopes = [scope for scope in row.scopes if scope in scopes]
+            if not row.scopes:
+                self.remove(row)
+                ended.append(row)
+        return ended
+
     def touch(self, name: str, at: float) -> None:
         """Note that a token was used."""
         self._session.execute(update(ApiToken).where(ApiToken.name == name).values(last_used_at=at))

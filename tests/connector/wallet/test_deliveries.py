@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from joserfc import jwt
 
+from connector.events import Event
 from connector.identity.credentials.access_token import verify_access_token
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
@@ -42,7 +43,7 @@ async def wallet(store: Store, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClie
     app.include_router(routes.router(store, ours, resolver, issuers=[ISSUER], refuse_ungranted=True))
     (tmp_path / "secret").write_text(SECRET + "\n")
     signer = OwnWallet(did=HOLDER, key=KEYS[HOLDER])
-    app.include_router(token_service.router(signer, client=HOLDER, secret_file=tmp_path / "secret"))
+    app.include_router(token_service.router(signer, store, client=HOLDER, secret_file=tmp_path / "secret"))
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="https://holder.example") as client:
         yield client
@@ -217,6 +218,17 @@ async def test_our_programs_have_tokens_signed_with_scopes_or_a_token(wallet: ht
 async def test_another_program_has_none(wallet: httpx2.AsyncClient, changes: dict[str, str], status: int) -> None:
     form = {name: value for name, value in {**FORM, **changes}.items() if value}
     assert (await wallet.post("/sts/token", content=urlencode(form))).status_code == status
+
+
+async def test_a_guess_of_the_secret_is_recorded(store: Store, wallet: httpx2.AsyncClient) -> None:
+    told: list[Event] = []
+    store.bus.subscribe(told.append)
+    await wallet.post("/sts/token", content=urlencode({**FORM, "client_secret": "a guess of sixteen"}))
+    await wallet.post("/sts/token", content=urlencode(FORM))
+    assert [(event.kind, event.outcome, event.code) for event in told] == [
+        ("RequestRefused", "refused", "token_service_refused")
+    ]
+    assert "guess" not in str(told)
 
 
 @pytest.mark.parametrize("content", ["nonsense", "a=1&a=2", "&".join(f"a{i}=1" for i in range(17)), "%ff\u00e9"])

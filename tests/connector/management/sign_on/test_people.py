@@ -86,6 +86,21 @@ async def test_a_group_gives_the_scopes_of_its_role(lab: Lab, group: str, role: 
     assert (await lab.me())["scopes"] == sorted(ROLES[role])
 
 
+async def test_a_login_takes_scopes_from_personal_tokens_that_the_roles_give_no_more(lab: Lab) -> None:
+    await lab.log_in("data-team", "board")
+    made = {}
+    for name, scopes in {"both": ["owner", "read"], "approving": ["approve"]}.items():
+        body, own = {"label": name, "scopes": scopes}, {"sec-fetch-site": "same-origin"}
+        answer = await lab.http.post("/api/v1/personal-tokens", json=body, headers=own)
+        assert answer.status_code == 201, answer.text
+        made[name] = {"authorization": f"Bearer {answer.json()['token']}"}
+    await lab.log_in("science")
+    lab.http.cookies.clear()
+    told = (await lab.http.get("/api/v1/self", headers=made["both"])).json()
+    assert told["scopes"] == ["read"]
+    assert (await lab.http.get("/api/v1/self", headers=made["approving"])).status_code == 401
+
+
 async def test_the_session_ends_with_the_id_token(lab: Lab) -> None:
     answer = await lab.log_in("data-team")
     cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(COOKIE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +87,34 @@ async def test_a_service_account_token_becomes_a_short_lived_token(lab: Lab) -> 
     assert (me["caller"], me["scopes"]) == (f"{POD} (cluster)", ["consume", "read"])
     lab.now[0] += _SECONDS
     assert (await lab.http.get("/api/v1/self", headers=bearer)).status_code == 401
+
+
+async def test_an_issuer_that_is_down_is_called_once_for_many_tokens(lab: Lab) -> None:
+    calls = []
+    lab.idp.down = True
+    call = lab.idp.call
+
+    async def counted(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        return await call(*args, **more)
+
+    lab.idp.call = counted  # type: ignore[method-assign]  # counts what reaches the network
+    answers = await asyncio.gather(*(lab.exchange() for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(ISSUER not in answer.text for answer in answers)
+    assert len(calls) == 1
+    assert ISSUER in await lab.reasons()
+
+
+async def test_keys_are_read_again_once_for_many_tokens_with_an_unknown_key(lab: Lab) -> None:
+    await lab.exchange()
+    lab.idp.signing = ECKey.generate_key("P-256", {"kid": "unknown"})
+    lab.idp.key, known = ECKey.generate_key("P-256", {"kid": "unknown"}), lab.idp.key
+    token, lab.idp.key = lab.subject_token(), known
+    before = lab.idp.asked.count("/jwks")
+    answers = await asyncio.gather(*(lab.exchange(token) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {400}
+    assert lab.idp.asked.count("/jwks") == before + 1
 
 
 async def test_it_ends_with_the_subject_token(lab: Lab) -> None:
