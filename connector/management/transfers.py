@@ -151,8 +151,8 @@ def router(
     consumer = Depends(tokens.require("consume"))
     bound_reader = Depends(tokens.require("read", bound=True))
     bound_consumer = Depends(tokens.require("consume", bound=True))
-    receiver = Depends(tokens.require_raw("consume", DataReceived))
-    fetcher = Depends(tokens.require_raw("consume", DataFetched))
+    receiver = Depends(tokens.require_raw("consume", DataReceived, bound=True))
+    fetcher = Depends(tokens.require_raw("consume", DataFetched, bound=True))
 
     async def find_row(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
@@ -230,6 +230,7 @@ def router(
         responses={200: {"content": {foreign_fetch.MEDIA: {}}}},
     )
     async def fetch(pid: str, caller: Caller = fetcher) -> StreamingResponse:
+        await check_bound(pid, caller)
         found = await transfers.get_read_address(pid)
         source = FetchSource(await find_row(pid), found.address.endpoint, dict(found.address.properties))
         head, pieces = await fetches.open(source, by=caller.name)
@@ -244,7 +245,8 @@ def router(
         response_class=FileResponse,
         responses={200: {"content": {MEDIA: {}}}},
     )
-    async def get_received(pid: str, _: Caller = receiver) -> FileResponse:
+    async def get_received(pid: str, caller: Caller = receiver) -> FileResponse:
+        await check_bound(pid, caller)
         path = await receiving.file(pid)
         return FileResponse(path, media_type=MEDIA, filename=f"{pid.rpartition(':')[2][:40]}.arrows")
 

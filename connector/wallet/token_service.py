@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from connector.errors import BadInput, Unauthenticated
-from connector.events import RequestRefused
+from connector.events import RequestRefused, TokenIssued
 from connector.identity import keys
 from connector.identity.identity_service import Wallet
 from connector.infra.http.form import parse_form
@@ -23,7 +23,8 @@ _SECONDS = 60  # that our tokens live
 
 
 def router(wallet: Wallet, store: Store, *, client: str, secret_file: Path) -> APIRouter:
-    """The route. `client`: the only client id, our DID; `secret_file` holds its secret. Refusals are recorded."""
+    """The route. `client`: the only client id, our DID; `secret_file` holds its secret. Each token and each refusal is
+    recorded."""
     routes = APIRouter(prefix="/sts", tags=["credentials"])
 
     @routes.post("/token", include_in_schema=False)
@@ -39,6 +40,8 @@ def router(wallet: Wallet, store: Store, *, client: str, secret_file: Path) -> A
             raise BadInput("expected grant_type=client_credentials and the receiver's DID as audience")
         if len(scopes) > _SCOPES_MAX:
             raise BadInput(f"expected at most {_SCOPES_MAX} scopes, got {len(scopes)}")
+        about = {"audience": audience, "scopes": scopes, "self_issued": True}
+        await store.write(lambda tx: tx.publish(TokenIssued(actor=client, detail=about)))
         signed = await wallet.sign(audience, scopes=scopes, token=form.get("token", ""))
         return {"access_token": signed, "token_type": "Bearer", "expires_in": _SECONDS}
 

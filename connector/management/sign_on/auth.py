@@ -200,13 +200,13 @@ class Tokens:
         """
         return Requirement(self, scope, bound=bound)
 
-    def require_raw(self, scope: str, *records: type[Event]) -> Requirement:
+    def require_raw(self, scope: str, *records: type[Event], bound: bool = False) -> Requirement:
         """Return a dependency for a route that touches raw data and leaves these records, which docs/operations.md
         lists.
 
-        Without records, the route only shows stored figures.
+        Without records, the route only shows stored figures. `bound`: as in `require`.
         """
-        return Requirement(self, scope, records)
+        return Requirement(self, scope, records, bound=bound)
 
     async def let_in(self, request: Request, scope: str) -> Caller:
         """Return the caller of a request if its token has `scope`. A refusal is recorded."""

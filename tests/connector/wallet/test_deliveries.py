@@ -220,14 +220,16 @@ async def test_another_program_has_none(wallet: httpx2.AsyncClient, changes: dic
     assert (await wallet.post("/sts/token", content=urlencode(form))).status_code == status
 
 
-async def test_a_guess_of_the_secret_is_recorded(store: Store, wallet: httpx2.AsyncClient) -> None:
+async def test_tokens_and_guesses_of_the_secret_are_recorded(store: Store, wallet: httpx2.AsyncClient) -> None:
     told: list[Event] = []
     store.bus.subscribe(told.append)
     await wallet.post("/sts/token", content=urlencode({**FORM, "client_secret": "a guess of sixteen"}))
     await wallet.post("/sts/token", content=urlencode(FORM))
     assert [(event.kind, event.outcome, event.code) for event in told] == [
-        ("RequestRefused", "refused", "token_service_refused")
+        ("RequestRefused", "refused", "token_service_refused"),
+        ("TokenIssued", "ok", ""),
     ]
+    assert told[1].detail == {"audience": US, "scopes": [], "self_issued": True}
     assert "guess" not in str(told)
 
 

@@ -228,7 +228,10 @@ async def test_a_token_is_bound_to_an_agreement_of_ours_and_opens_nothing_else(l
     refused = await lab.http.post("/api/v1/transfers", json=body, headers=bearer)
     assert (refused.status_code, "bound to the agreement" in refused.text) == (403, True)
     purposed = await lab.token(agreement=AGREEMENT, purpose="dpv:Marketing")
-    assert (await lab.http.get(f"/api/v1/transfers/{TRANSFER}", headers=purposed)).status_code == 403
+    for path in ("", "/data", "/received"):
+        answers = [await lab.http.get(f"/api/v1/transfers/{TRANSFER}{path}", headers=one) for one in (purposed, bearer)]
+        assert "bound to the purpose" in answers[0].text, path
+        assert "bound to" not in answers[1].text, path
 
 
 def test_an_administrators_scope_is_for_no_workload(tmp_path: Path) -> None:
