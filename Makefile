@@ -136,6 +136,7 @@ bench: bench-policies bench-revocation bench-dsp bench-catalogue ## every benchm
 
 bench-dsp: setup-dev
 	@$(BIN)/python -m benchmarks.bench_dsp
+	@$(BIN)/python -m benchmarks.bench_credentials
 
 bench-forged: setup-dev ## what 10,000 forged tokens a minute cost a member's negotiations
 	@$(BIN)/python -m benchmarks.bench_forged

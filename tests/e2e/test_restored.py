@@ -41,7 +41,7 @@ def put_back(one: Process, copy: Path | None) -> None:
 
 def restored(one: Process, *words: str) -> subprocess.CompletedProcess[str]:
     asked = [sys.executable, "-m", "connector", "restored", *words]
-    return subprocess.run(asked, env=one._environment(), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(asked, env=one.environ(), capture_output=True, text=True, timeout=120, check=False)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -121,7 +121,7 @@ class Process:
         log = (self.directory / "log").open("ab")
         begin = Forked if self.forked else subprocess.Popen
         self.running = begin(
-            [sys.executable, *self.program], env=self._environment(), stdout=log, stderr=log,
+            [sys.executable, *self.program], env=self.environ(), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         log.close()
@@ -187,7 +187,7 @@ class Process:
             raise RuntimeError(f"{dataset}: expected a started transfer, came {begun['state']} {begun.get('reason')}")
         return str(done["agreement_id"]), str(transfer["id"])
 
-    def _environment(self) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         ours = {
             "NAME": self.name,
             "DATA_DIR": str(self.directory),
