@@ -1,4 +1,4 @@
-"""A real Eclipse EDC process, control plane and data plane in one, and its management API. All listens on loopback."""
+"""Processes of Eclipse EDC's runtime, and EDC itself with its management API. All listens on loopback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.tck.product import free_port
 
-PARTICIPANT = "did:web:edc.example"
+MOCK_PARTICIPANT = "did:web:edc.example"
 PROTOCOL = "dataspace-protocol-http:2025-1"
 PREFIX = "https://w3id.org/edc/v0.0.1/ns/"
 PATIENCE = 120.0  # seconds for the process to come up, and for a state
@@ -39,53 +39,29 @@ def mock_tokens(participant: str, audiences: Iterable[str]) -> list[str]:
 
 
 @dataclass
-class Edc:
-    """The running EDC. `callback`: the base that it announces, without version."""
+class Runtime:
+    """A process of EDC's runtime, `name`d in its logs; `contexts`: its listeners besides that for its health."""
 
+    name: str
     directory: Path
     classes: str
-    callback: str
     http: httpx2.AsyncClient
-    ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in (*CONTEXTS, "api", "own")})
+    contexts: tuple[str, ...]
+    ports: dict[str, int] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def protocol(self) -> str:
-        """Where it speaks the protocol, whatever address it announces."""
-        return f"http://127.0.0.1:{self.ports['protocol']}/protocol"
+    def __post_init__(self) -> None:
+        self.ports |= {name: free_port() for name in (*self.contexts, "api", "own")}
 
-    @property
-    def management(self) -> str:
-        return f"http://127.0.0.1:{self.ports['management']}/management/v3"
+    def url(self, context: str) -> str:
+        return f"http://127.0.0.1:{self.ports[context]}/{context}"
 
-    def settings(self) -> str:
-        """The properties file. EDC has its keys in a vault in memory, which `Interop.java` fills."""
-        private, public = _write_keys(self.directory)
-        named = {
-            "edc.participant.id": PARTICIPANT,
-            "edc.participant.context.id": "interop",
-            "edc.hostname": "127.0.0.1",
-            "web.http.port": self.ports["api"],
-            "web.http.path": "/api",
-            "edc.dsp.callback.address": self.callback,
-            "edc.transfer.proxy.token.signer.privatekey.alias": "private",
-            "edc.transfer.proxy.token.verifier.publickey.alias": "public",
-            "interop.port": self.ports["own"],
-            "interop.private": private,
-            "interop.public": public,
-        }
-        for name in CONTEXTS:
-            named |= {f"web.http.{name}.port": self.ports[name], f"web.http.{name}.path": f"/{name}"}
-        for machine in ("negotiation.consumer", "negotiation.provider", "transfer", "policy.monitor", "dataplane"):
-            named[f"edc.{machine}.state-machine.iteration-wait-millis"] = 100
-        return "".join(f"{name}={value}\n" for name, value in named.items())
-
-    async def start(self) -> None:
+    async def start(self, settings: Mapping[str, object]) -> None:
         """Start the process and wait until it is healthy. RuntimeError where it ends by itself."""
-        path = self.directory / "edc.properties"
-        path.write_text(self.settings())
-        command = ["java", f"-Dedc.fs.config={path}", "-cp", self.classes]
-        with (self.directory / "edc.log").open("wb") as log:
+        path = self.directory / f"{self.name}.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in {**self._listeners(), **settings}.items()))
+        command = ["java", "-Xmx512m", f"-Dedc.fs.config={path}", "-cp", self.classes]
+        with (self.directory / f"{self.name}.log").open("wb") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 - starting does not block
                 [*command, "org.eclipse.edc.boot.system.runtime.BaseRuntime", "--log-level=DEBUG"],
                 stdout=log,
@@ -96,9 +72,16 @@ class Edc:
             while not await self._is_healthy():
                 await asyncio.sleep(0.2)
 
+    def _listeners(self) -> dict[str, object]:
+        named: dict[str, object] = {"edc.hostname": "127.0.0.1", "web.http.port": self.ports["api"]}
+        named["web.http.path"] = "/api"
+        for name in self.contexts:
+            named |= {f"web.http.{name}.port": self.ports[name], f"web.http.{name}.path": f"/{name}"}
+        return named
+
     async def _is_healthy(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
-            raise RuntimeError(f"EDC ended by itself: see {self.directory / 'edc.log'}")
+            raise RuntimeError(f"{self.name} ended by itself: see {self.directory / self.name}.log")
         try:
             return (await self.http.get(f"http://127.0.0.1:{self.ports['api']}/api/check/health")).is_success
         except httpx2.TransportError:
@@ -114,10 +97,55 @@ class Edc:
                 self.process.kill()
                 self.process.wait()
 
+
+class Edc:
+    """The running EDC, which is `participant`. `more`: further settings, such as those of its identity."""
+
+    def __init__(self, directory: Path, classes: str, http: httpx2.AsyncClient, participant: str) -> None:
+        self.runtime = Runtime("edc", directory, classes, http, CONTEXTS)
+        self.participant = participant
+        self.more: dict[str, object] = {}
+        self.callback = self.protocol
+        self._http = http
+
+    @property
+    def protocol(self) -> str:
+        """Where it speaks the protocol, whatever address it announces in `callback`."""
+        return self.runtime.url("protocol")
+
+    @property
+    def management(self) -> str:
+        return f"{self.runtime.url('management')}/v3"
+
+    def settings(self) -> dict[str, object]:
+        """Its settings. EDC has its keys in a vault in memory, which `Interop.java` fills."""
+        private, public = _write_keys(self.runtime.directory)
+        named: dict[str, object] = {
+            "edc.participant.id": self.participant,
+            "edc.participant.context.id": "interop",
+            "edc.dsp.callback.address": self.callback,
+            "edc.transfer.proxy.token.signer.privatekey.alias": "private",
+            "edc.transfer.proxy.token.verifier.publickey.alias": "public",
+            "interop.port": self.runtime.ports["own"],
+            "interop.private": private,
+            "interop.public": public,
+        }
+        for machine in ("negotiation.consumer", "negotiation.provider", "transfer", "policy.monitor", "dataplane"):
+            named[f"edc.{machine}.state-machine.iteration-wait-millis"] = 100
+        return named | self.more
+
+    async def start(self) -> None:
+        """Start the process and wait until it is healthy. RuntimeError where it ends by itself."""
+        await self.runtime.start(self.settings())
+
+    def stop(self) -> None:
+        """End the process."""
+        self.runtime.stop()
+
     async def post(self, path: str, body: Json) -> Json:
         """One management call. RuntimeError with the answer where it is no success."""
         message = {"@context": {"@vocab": PREFIX, "odrl": "http://www.w3.org/ns/odrl/2/"}, **body}
-        reply = await self.http.post(f"{self.management}{path}", json=message)
+        reply = await self._http.post(f"{self.management}{path}", json=message)
         if not reply.is_success:
             raise RuntimeError(f"EDC: POST {path}: expected 2xx, came {reply.status_code}: {reply.text[:800]}")
         return dict(reply.json()) if reply.content else {}
@@ -127,11 +155,11 @@ class Edc:
         return await reach(lambda: self._get(path), lambda row: str(row.get("state")), state)
 
     async def _get(self, path: str) -> Json:
-        return dict((await self.http.get(f"{self.management}{path}")).json())
+        return dict((await self._http.get(f"{self.management}{path}")).json())
 
     async def address(self, transfer: str) -> Json:
         """The properties of the data address that EDC got as consumer, by bare name."""
-        reply = await self.http.get(f"http://127.0.0.1:{self.ports['own']}/addresses/{transfer}")
+        reply = await self._http.get(f"http://127.0.0.1:{self.runtime.ports['own']}/addresses/{transfer}")
         return {name.removeprefix(PREFIX): value for name, value in reply.raise_for_status().json().items()}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.interop.edc import PARTICIPANT, PROTOCOL, Edc, reach
+from tests.interop.edc import PROTOCOL, Edc, reach
 from tests.protocol.test_strict import NUMBERS, READY_MADE, TEXTS, ready
 from tests.tck.product import Product
 
 Json = dict[str, Any]
 ODRL = "http://www.w3.org/ns/odrl.jsonld"
 ROWS = 200
-MEMBER: Json = {  # all that the ready-made offers ask of a party
-    "name": "edc", "status": "active", "country": "DE", "role": "analyst",
-    "framework_agreements": ["manufacturing:1.0"],
+MEMBER: Json = {  # all that the ready-made offers ask of a party, besides an active membership
+    "country": "DE", "role": "analyst", "framework_agreements": ["manufacturing:1.0"],
 }  # fmt: skip
 RESEARCH: Json = {
     "permission": [
@@ -57,6 +57,16 @@ class Space:
     files: str  # where EDC finds its source, and where sinks are
     sunk: dict[str, bytes] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """Both connectors run while the block runs."""
+        try:
+            await asyncio.gather(self.edc.start(), self.hanse.start())
+            yield
+        finally:
+            self.edc.stop()
+            self.hanse.stop()
 
     @property
     def path(self) -> Path:
@@ -264,7 +274,7 @@ async def revoke(space: Space) -> None:
 
 @step("Hanse reads EDC's catalogue and agrees")
 async def hanse_agrees(space: Space) -> None:
-    asked = {"dataset_id": "asset", "counter_party_id": PARTICIPANT, "counter_party_address": space.edc_base}
+    asked = {"dataset_id": "asset", "counter_party_id": space.edc.participant, "counter_party_address": space.edc_base}
     made = await space.hanse.post("/negotiations", asked)
     done = await space.hanse_reaches(f"/negotiations/{made['id']}", "FINALIZED")
     space.kept["theirs"] = done["agreement_id"]

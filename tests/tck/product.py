@@ -93,9 +93,9 @@ class Product:
     def __init__(
         self, place: Place, tokens: Mapping[str, str], http: httpx2.AsyncClient, more: Mapping[str, str] | None = None
     ) -> None:
-        """`more`: further settings, without their prefix."""
+        """`more`: further settings, without their prefix. `environment` is that of the process."""
         self.place = place
-        self._environment = place.environment(tokens) | {f"HANSE_{key}": one for key, one in (more or {}).items()}
+        self.environment = place.environment(tokens) | {f"HANSE_{key}": one for key, one in (more or {}).items()}
         self._http = http
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +103,7 @@ class Product:
         """Start the process and wait until it answers. Its first start writes a token for whoever manages it."""
         with (self.place.directory / "connector.log").open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - starting does not block
-                [sys.executable, "-m", "connector", "serve"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", "connector", "serve"], env=self.environment, stdout=log, stderr=log
             )
         async with asyncio.timeout(PATIENCE):
             while not await self._answers():
