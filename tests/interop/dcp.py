@@ -26,6 +26,7 @@ from tests.interop.files import Files
 from tests.support.issuer import TYPE, Issuer
 from tests.tck.product import Place, Product, free_port
 
+LIST_SECONDS, PRESENTATION_SECONDS = 3.0, 2  # how long copies of the status list and presentations count
 CONTEXTS = ("credentials", "identity", "did", "sts", "version")
 FACTS = {
     "ds:membership": {"credential": TYPE, "value": "active"},
@@ -86,6 +87,7 @@ def settings_of_hanse(directory: Path, issuer: Issuer, edc: str) -> dict[str, st
         "issuers": {issuer.did: [TYPE]},
         "scopes": [TYPE],
         "facts": FACTS,
+        "presentation_seconds": PRESENTATION_SECONDS,
         # The document of IdentityHub 0.15 lists no key for any purpose.
         "peers": {edc: {"keys_for_all_purposes": True}},
     }
@@ -97,7 +99,7 @@ def settings_of_hanse(directory: Path, issuer: Issuer, edc: str) -> dict[str, st
 async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[steps.Space]:
     """Both connectors with their wallets, not seeded yet."""
     files = Files(free_port())
-    issuer = Issuer(files.url)
+    issuer = Issuer(files.url, list_seconds=LIST_SECONDS)
     files.app.include_router(issuer.router())
     place = Place(directory, free_port(), free_port())
     async with (
@@ -109,7 +111,8 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
         edc.more = hub.settings_of_edc(issuer)
         hanse = Product(place, {}, operator, settings_of_hanse(directory, issuer, hub.participant))
         space = steps.Space(edc, hanse, http, directory, f"{edc.protocol}/2025-1", f"{files.url}/files", files.sunk)
-        credential, _ = issuer.issue(hub.participant, steps.MEMBER)
+        credential, index = issuer.issue(hub.participant, steps.MEMBER)
+        space.withdraw = lambda: issuer.revoked.add(index)
         async with files.serving():
             try:
                 await hub.start(issuer, credential)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:1] = [str(ROOT)]  # started as a file, the tests' packages are found from the repository's root
 
-from tests.interop import dcp, mock, steps  # noqa: E402
+from tests.interop import dcp, mock  # noqa: E402
 from tests.tck.run import NOT_REACHABLE, UNREACHABLE_WORDS, NotReachable, obtain, run_each  # noqa: E402
 
 MARK = ROOT / "var" / "interop" / "not-reachable"  # .ci/run goes on past this, and past nothing else
@@ -66,7 +66,7 @@ async def once(profile: str, classes: Mapping[str, str], directory: Path, only: 
         print(
             f"{profile}: EDC and Hanse are up after {time.monotonic() - began:.1f} s; logs in {directory}", flush=True
         )
-        for title, step in steps.STEPS:
+        for title, step in space.steps:
             if only not in title:
                 continue
             try:
@@ -75,7 +75,7 @@ async def once(profile: str, classes: Mapping[str, str], directory: Path, only: 
             except (RuntimeError, LookupError, ValueError, TimeoutError, OSError, httpx2.HTTPError) as error:
                 failed += 1
                 print(f"FAIL {title}: {type(error).__name__}: {error}", flush=True)
-    passed = len([title for title, _ in steps.STEPS if only in title]) - failed
+    passed = len([title for title, _ in space.steps if only in title]) - failed
     print(f"{passed} passed, {failed} failed in {time.monotonic() - began:.1f} s", flush=True)
     return 1 if failed else 0
 

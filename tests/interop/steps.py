@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from tests.tck.product import Product
 Json = dict[str, Any]
 ODRL = "http://www.w3.org/ns/odrl.jsonld"
 ROWS = 200
+LONG_ROWS = 5_000_000  # a stream of them lasts for seconds
+REVOKED_WITHIN = 1.0  # seconds
+WITHDRAWN_WITHIN = 30.0  # seconds; a copy of the status list counts for some of them
 MEMBER: Json = {  # all that the ready-made offers ask of a party, besides an active membership
     "country": "DE", "role": "analyst", "framework_agreements": ["manufacturing:1.0"],
 }  # fmt: skip
@@ -43,6 +47,7 @@ RESEARCH: Json = {
 OPEN: Json = {"permission": [{"action": "use"}]}
 CSV = b"id,value\n" + b"".join(b"%d,v%d\n" % (number, number) for number in range(1_000))
 STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []
+CREDENTIAL_STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []  # after the others, over DCP alone
 
 
 @dataclass
@@ -57,6 +62,11 @@ class Space:
     files: str  # where EDC finds its source, and where sinks are
     sunk: dict[str, bytes] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    withdraw: Callable[[], None] | None = None  # EDC's credential; None where no credentials are presented
+
+    @property
+    def steps(self) -> list[tuple[str, Callable[[Space], Awaitable[None]]]]:
+        return STEPS if self.withdraw is None else [*STEPS, *CREDENTIAL_STEPS]
 
     @asynccontextmanager
     async def started(self) -> AsyncIterator[None]:
@@ -72,6 +82,10 @@ class Space:
     def path(self) -> Path:
         return self.directory / "rows.parquet"
 
+    @property
+    def long_path(self) -> Path:
+        return self.directory / "long.parquet"
+
     def expected(self) -> list[tuple[Any, ...]]:
         """The owner's rows as plain DuckDB reads them."""
         return _select(f"'{self.path}'")
@@ -83,6 +97,8 @@ class Space:
         await asyncio.to_thread(pq.write_table, pa.table(columns | numbers), self.path)
         await self.offer("plain", OPEN)
         await self.offer("research", RESEARCH)
+        await asyncio.to_thread(pq.write_table, pa.table({"id": pa.array(range(LONG_ROWS))}), self.long_path)
+        await self.offer("long", OPEN, self.long_path)
         for name, text in READY_MADE.items():
             _, policy, _ = ready(text)
             await self.offer(name, {key: value for key, value in policy.items() if key not in ("@id", "@type")})
@@ -95,9 +111,9 @@ class Space:
     def source(self) -> Json:
         return {"@type": "DataAddress", "type": "HttpData", "baseUrl": f"{self.files}/source.csv"}
 
-    async def offer(self, name: str, policy: Json) -> None:
-        dataset = f"urn:hanse:interop:{name}"
-        await self.hanse.post("/datasets", {"id": dataset, "name": name.replace("-", "_"), "path": str(self.path)})
+    async def offer(self, name: str, policy: Json, path: Path | None = None) -> None:
+        dataset, place = f"urn:hanse:interop:{name}", str(path or self.path)
+        await self.hanse.post("/datasets", {"id": dataset, "name": name.replace("-", "_"), "path": place})
         await self.hanse.post(
             "/offers", {"id": f"offer:{name}", "dataset": dataset, "policy": policy, "decide": "auto"}
         )
@@ -164,9 +180,11 @@ def _listed(document: Json, name: str) -> list[Json]:
     return found if isinstance(found, list) else [found]
 
 
-def step(title: str) -> Callable[[Callable[[Space], Awaitable[None]]], Callable[[Space], Awaitable[None]]]:
+def step(
+    title: str, steps: list[tuple[str, Callable[[Space], Awaitable[None]]]] = STEPS
+) -> Callable[[Callable[[Space], Awaitable[None]]], Callable[[Space], Awaitable[None]]]:
     def note(function: Callable[[Space], Awaitable[None]]) -> Callable[[Space], Awaitable[None]]:
-        STEPS.append((title, function))
+        steps.append((title, function))
         return function
 
     return note
@@ -189,7 +207,7 @@ async def versions(space: Space) -> None:
 
 @step("EDC reads Hanse's catalogue, all of it and one dataset by id")
 async def catalogue(space: Space) -> None:
-    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 2)
+    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 3)
     one = await space.catalog(filterExpression=[_id_is("urn:hanse:interop:plain")])
     _check([found["@id"] for found in _listed(one, "dataset")], ["urn:hanse:interop:plain"])
 
@@ -269,6 +287,36 @@ async def revoke(space: Space) -> None:
     await space.edc.reach(path, "TERMINATED")
 
 
+@step(f"the owner's revocation stops EDC's running pull within {REVOKED_WITHIN:g} s")
+async def revoke_running(space: Space) -> None:
+    made = await space.transfer(await space.agree("long"), "HttpData-PULL")
+    await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
+    agreements = (await space.http.get(f"{space.hanse.place.management}/agreements", headers=space._token())).json()
+    ours = next(one["id"] for one in agreements if one["dataset"] == "urn:hanse:interop:long")
+    address, begun = await space.edc.address(made), asyncio.Event()
+    reading = asyncio.create_task(_read_until_end(space, address, begun))
+    await begun.wait()
+    revoked = time.monotonic()
+    await space.hanse.post(f"/agreements/{ours}/revoke", {"reason": "no more"})
+    took, lines = await reading - revoked, space.kept["lines"]
+    print(f"     ended {took * 1e3:.0f} ms after the revocation was asked for, after {lines} of {LONG_ROWS} rows")
+    _check((took <= REVOKED_WITHIN, int(lines) < LONG_ROWS), (True, True))
+
+
+async def _read_until_end(space: Space, address: Json, begun: asyncio.Event) -> float:
+    """Read rows slowly until `begun` was heeded, then as fast as they come; when the stream ended."""
+    headers, lines = {"Authorization": address["authorization"], "Accept": "text/csv"}, 0
+    with suppress(httpx2.HTTPError):  # a stream that is stopped breaks
+        async with space.http.stream("GET", address["endpoint"], headers=headers) as reply:
+            async for piece in reply.aiter_raw():
+                lines += piece.count(b"\n")
+                if not begun.is_set():
+                    begun.set()
+                    await asyncio.sleep(0.2)
+    space.kept["lines"] = str(lines)
+    return time.monotonic()
+
+
 # Hanse as consumer.
 
 
@@ -304,3 +352,29 @@ async def hanse_controls(space: Space) -> None:
     _check(reply.content, CSV)
     await space.hanse.post(f"{path}/terminate", {"reason": "enough"})
     await space.hanse_reaches(path, "TERMINATED")
+
+
+# Credentials.
+
+
+@step("EDC is refused once its credential is withdrawn, and Hanse's log names the rule", CREDENTIAL_STEPS)
+async def withdraw(space: Space) -> None:
+    if space.withdraw is None:
+        raise RuntimeError("expected a profile with credentials")
+    await space.catalog()
+    space.withdraw()
+    began = time.monotonic()
+    async with asyncio.timeout(WITHDRAWN_WITHIN):
+        while await _is_let_in(space):
+            await asyncio.sleep(0.5)
+    print(f"     refused after {time.monotonic() - began:.1f} s")
+    log = (space.hanse.place.directory / "connector.log").read_text()
+    _check([word for word in ("credential_left_out", "MembershipCredential", "withdrawn") if word not in log], [])
+
+
+async def _is_let_in(space: Space) -> bool:
+    try:
+        await space.catalog()
+    except (RuntimeError, httpx2.HTTPStatusError):
+        return False
+    return True
