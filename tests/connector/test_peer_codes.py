@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "data-plane.md").read_text("utf-8")
 # Where a connector speaks to others. What it says of itself to its own people is no peer's to say.
 SPEAKING = ("connector/dataplane", "connector/usage", "connector/dsp", "policies")
 FETCH = {"fetch_too_large", "fetches_max", "not_http", "reader_left", "use_stream"}  # of foreign_fetch, to our people
-OURS = {"failed", "negotiations", "policy_error", "transfers", *FETCH}
+OURS = {"failed", "four_eyes", "negotiations", "policy_error", "transfers", *FETCH}
 HOSTILE: list[Any] = [
     "scope_missing", "queries_max", "other_participant", "peer_unreachable", "address_refused", "undeliverable",
     "not_answered", "request_withdrawn", "../../admin", "<script>", "a\nb", "Revoked", "x" * 5000,

@@ -15,6 +15,7 @@ from connector.identity.identity_service import Identity
 from connector.store.engine import Store
 from connector.usage.shared_callers import SharedCallers
 from tests.connector.identity.credentials.world import HOLDER, QUERY, World, header, identity, verifier
+from tests.support.own_name import changed
 
 NOW = time.time()
 
@@ -110,8 +111,8 @@ async def test_a_presentation_counts_for_as_long_as_at_one_process(two: Two, mon
     await two.first.authenticate(header())
     asked = verifier(two.world, {"facts_seconds": 100}, shared=SharedCallers(two.stores[1]))
     assert await asked.find_current(HOLDER)
-    later = type("Later", (), {"time": staticmethod(lambda: NOW + 200)})
-    monkeypatch.setattr(verifier_module, "time", later)
+    at = time.time() + 200
+    monkeypatch.setattr(verifier_module, "time", changed(time, time=lambda: at))
     assert await asked.find_current(HOLDER) == ()
 
 
