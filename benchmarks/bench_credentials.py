@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,9 +21,8 @@ from fastapi import FastAPI
 
 from benchmarks.bench_dsp import Bench, Times, databases, ms, timed
 from tests.support import processes
-from tests.support.issuer import TYPE, Issuer
+from tests.support.issuer import TYPE, Issuer, import_credential
 from tests.support.ports import free_range
-from tests.support.processes import Process
 
 _AIM = 1.5
 _ALONE, _MINUTE, _EACH = "self-issued tokens alone", "credentials once a minute", "credentials with each message"
@@ -58,13 +55,6 @@ def credential_settings(directory: Path, issuer: Issuer, seconds: int) -> dict[s
     return {"CREDENTIAL_RULES": str(path), "CREDENTIAL_SCOPES": TYPE}
 
 
-def import_credential(holder: Process, issuer: Issuer) -> None:
-    path = holder.directory / "credential.jwt"
-    path.write_text(issuer.issue(holder.participant)[0])
-    command = [sys.executable, "-m", "connector", "import-credential", str(path)]
-    subprocess.run(command, env=holder.environ(), check=True, capture_output=True)
-
-
 @contextmanager
 def pair(directory: Path, url: Callable[[str], str], issuer: Issuer, seconds: int | None) -> Iterator[Bench]:
     """Two connectors; `seconds`: how long a presentation counts, None without credentials."""
@@ -73,7 +63,8 @@ def pair(directory: Path, url: Callable[[str], str], issuer: Issuer, seconds: in
     with processes.two(directory, urls=urls, **settings) as two:
         if settings:
             for one in two:
-                import_credential(one, issuer)
+                membership, _ = issuer.issue(one.participant)
+                import_credential(membership, one.directory / "credential.jwt", one.environ())
         yield Bench(*two)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import subprocess
-import sys
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,7 +21,7 @@ from joserfc.jwk import ECKey
 from tests.interop import steps
 from tests.interop.edc import Edc, Runtime
 from tests.interop.files import Files
-from tests.support.issuer import TYPE, Issuer
+from tests.support.issuer import TYPE, Issuer, import_credential
 from tests.tck.product import Place, Product, free_port
 
 LIST_SECONDS, PRESENTATION_SECONDS = 3.0, 2  # how long copies of the status list and presentations count
@@ -117,15 +115,8 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
             try:
                 await hub.start(issuer, credential)
                 async with space.started():
-                    await asyncio.to_thread(import_credential, hanse, directory, issuer)
+                    membership, _ = issuer.issue(place.participant, {"name": "hanse"})
+                    await asyncio.to_thread(import_credential, membership, directory / "hanse.jwt", hanse.environment)
                     yield space
             finally:
                 hub.runtime.stop()
-
-
-def import_credential(hanse: Product, directory: Path, issuer: Issuer) -> None:
-    """Give Hanse its credential by the command line, as an operator does."""
-    path = directory / "hanse.jwt"
-    path.write_text(issuer.issue(hanse.place.participant, {"name": "hanse"})[0])
-    command = [sys.executable, "-m", "connector", "import-credential", str(path)]
-    subprocess.run(command, env=hanse.environment, check=True, capture_output=True)

@@ -151,6 +151,11 @@ class Space:
         """One row of Hanse's management API."""
         return dict((await self.http.get(f"{self.hanse.place.management}{path}", headers=self._token())).json())
 
+    async def owners_agreement(self, name: str) -> str:
+        """The id of the agreement on a dataset of Hanse, at its owner."""
+        agreements = (await self.http.get(f"{self.hanse.place.management}/agreements", headers=self._token())).json()
+        return str(next(one["id"] for one in agreements if one["dataset"] == f"urn:hanse:interop:{name}"))
+
     async def data(self, transfer: str) -> httpx2.Response:
         """What `hanse fetch` reads."""
         return await self.http.get(f"{self.hanse.place.management}/transfers/{transfer}/data", headers=self._token())
@@ -279,8 +284,7 @@ async def revoke(space: Space) -> None:
     made = await space.transfer(space.kept["agreement"], "HttpData-PULL")
     await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
     address = await space.edc.address(made)
-    agreements = (await space.http.get(f"{space.hanse.place.management}/agreements", headers=space._token())).json()
-    ours = next(one["id"] for one in agreements if one["dataset"] == "urn:hanse:interop:plain")
+    ours = await space.owners_agreement("plain")
     await space.hanse.post(f"/agreements/{ours}/revoke", {"reason": "no more"})
     _check((await space.read(address)).status_code in (401, 403), True)
     path = f"/transferprocesses/{made}"
@@ -291,8 +295,7 @@ async def revoke(space: Space) -> None:
 async def revoke_running(space: Space) -> None:
     made = await space.transfer(await space.agree("long"), "HttpData-PULL")
     await space.edc.reach(f"/transferprocesses/{made}", "STARTED")
-    agreements = (await space.http.get(f"{space.hanse.place.management}/agreements", headers=space._token())).json()
-    ours = next(one["id"] for one in agreements if one["dataset"] == "urn:hanse:interop:long")
+    ours = await space.owners_agreement("long")
     address, begun = await space.edc.address(made), asyncio.Event()
     reading = asyncio.create_task(_read_until_end(space, address, begun))
     await begun.wait()

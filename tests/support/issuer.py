@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import subprocess
+import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -74,7 +78,7 @@ class Issuer:
             "id": f"{self.list_url}#list",
             "type": "BitstringStatusList",
             "statusPurpose": "revocation",
-            "encodedList": "u" + base64.urlsafe_b64encode(gzip.compress(bytes(bits))).rstrip(b"=").decode(),
+            "encodedList": encode_bits(bits),
         }
         vc = _credential(self.did, "BitstringStatusListCredential", begins=now - 60, ends=now + self.list_seconds)
         return {**vc, "id": self.list_url, "credentialSubject": subject}
@@ -95,16 +99,29 @@ class Issuer:
         return jws.serialize_compact(header, json.dumps(claims), self.key, algorithms=["ES256"])
 
 
+def encode_bits(bits: bytes) -> str:
+    """The bits of a status list as `encodedList`."""
+    return "u" + base64.urlsafe_b64encode(gzip.compress(bytes(bits))).rstrip(b"=").decode()
+
+
+def import_credential(credential: str, file: Path, environment: Mapping[str, str]) -> None:
+    """Give a connector its credential by the command line, as an operator does. `environment`: the connector's."""
+    file.write_text(credential)
+    command = [sys.executable, "-m", "connector", "import-credential", str(file)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
 def _credential(issuer: str, kind: str, *, begins: float, ends: float) -> dict[str, Any]:
     return {
         "@context": _CONTEXT,
         "id": f"urn:uuid:{uuid.uuid4()}",
         "type": ["VerifiableCredential", kind],
         "issuer": issuer,
-        "issuanceDate": _stamp(begins),
-        "expirationDate": _stamp(ends),
+        "issuanceDate": stamp(begins),
+        "expirationDate": stamp(ends),
     }
 
 
-def _stamp(seconds: float) -> str:
+def stamp(seconds: float) -> str:
+    """A time as credentials write it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-import gzip
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from joserfc import jws, jwt
@@ -21,6 +19,7 @@ from connector.identity.credentials.verifier import Verifier
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
 from connector.infra.net.http_client import AddressGuard, Reply
+from tests.support.issuer import encode_bits, stamp
 
 US, HOLDER, ISSUER, OTHER = (f"did:web:{name}.example" for name in ("us", "holder", "office", "other"))
 KEYS = {name: ECKey.generate_key("P-256") for name in (US, HOLDER, ISSUER, OTHER)}
@@ -28,10 +27,6 @@ QUERY = "https://holder.example/cs/presentations/query"
 LIST, SCHEMA = "https://office.example/status/3", "https://office.example/schema.json"
 RULES = {"issuers": {ISSUER: ["MembershipCredential"]}, "scopes": ["MembershipCredential"]}
 V1, V2 = "vc11-sl2021/jwt", "vc20-bssl/jwt"
-
-
-def stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def change(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +163,7 @@ class World:
             "id": f"{LIST}#list",
             "type": kind,
             "statusPurpose": "revocation",
-            "encodedList": "u" + base64.urlsafe_b64encode(gzip.compress(bytes(self.bits))).rstrip(b"=").decode(),
+            "encodedList": encode_bits(self.bits),
         }
         vc = {
             "type": ["VerifiableCredential", f"{kind}Credential"],
