@@ -92,13 +92,12 @@ class IssuerClient:
 
     async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Wait for an answer of the issuer. Raises: Busy, for a while without a call if it did not answer before."""
+        if time.monotonic() < self._down_until:
+            raise Busy(f"{self._issuer} did not answer a moment ago; try again in a moment")
         try:
-            if time.monotonic() < self._down_until:
-                raise Busy("did not answer a moment ago")
             return await work()
         except _UNREACHABLE as error:
-            if time.monotonic() >= self._down_until:
-                self._down_until = time.monotonic() + _DOWN_SECONDS
+            self._down_until = time.monotonic() + _DOWN_SECONDS
             raise Busy(f"{self._issuer} does not answer now ({error}); try again in a moment") from error
 
     async def _load(self) -> StarletteOAuth2App:

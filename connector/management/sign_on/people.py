@@ -93,17 +93,18 @@ class SignOn:
 
     async def _start(self, finished: FinishedLogin) -> str:
         provider, person, text = finished.provider, finished.person, secrets.token_urlsafe(32)
+        scopes = _list_scopes(person)
 
         def work(tx: Transaction) -> None:
             tx.sessions.remove_over(tx.now)
             tx.sessions.add(
                 SignOnSession(
                     digest=digest_of(text), provider=provider.name, subject=person.subject, sid=person.sid,
-                    name=person.name, scopes=_list_scopes(person), id_token=finished.id_token,
+                    name=person.name, scopes=scopes, id_token=finished.id_token,
                     created_at=tx.now, expires_at=person.expires_at,
                 )
             )  # fmt: skip
-            for row in tx.tokens.narrow(person.subject, _list_scopes(person)):
+            for row in tx.tokens.narrow(person.subject, scopes):
                 about = {"token": row.name, "personal": True}
                 tx.publish(TokenRevoked(actor=person.name, subject=person.subject, reason=_NO_ROLE, detail=about))
             tx.publish(
