@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete
@@ -11,7 +11,20 @@ from sqlalchemy.orm import Session
 
 from connector.store.tables import PresentedCredentials, UsedToken
 
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+def _build_note(insert: Any) -> Any:
+    return insert(UsedToken).on_conflict_do_nothing().returning(UsedToken.digest)
+
+
+def _build_store(insert: Any) -> Any:
+    new = insert(PresentedCredentials)
+    values = {name: new.excluded[name] for name in ("at", "until", "credentials")}
+    later = PresentedCredentials.at < new.excluded.at
+    return new.on_conflict_do_update(index_elements=["holder"], set_=values, where=later)
+
+
+_NOTE = {"sqlite": _build_note(sqlite.insert), "postgresql": _build_note(postgresql.insert)}
+_STORE = {"sqlite": _build_store(sqlite.insert), "postgresql": _build_store(postgresql.insert)}
 
 
 class CallerQueries:
@@ -22,18 +35,15 @@ class CallerQueries:
 
     def note_token(self, digest: str, until: float) -> bool:
         """Note a used token until it expires; False if it was noted before."""
-        insert = self._insert(UsedToken).values(digest=digest, until=until).on_conflict_do_nothing()
-        return self._session.execute(insert.returning(UsedToken.digest)).first() is not None
+        return self._session.execute(self._pick(_NOTE), {"digest": digest, "until": until}).first() is not None
 
     def find_presented(self, holder: str) -> PresentedCredentials | None:
         return self._session.get(PresentedCredentials, holder)
 
     def store_presented(self, holder: str, credentials: Sequence[str], *, at: float, until: float) -> None:
         """Store what a holder presented, unless something later is stored."""
-        values = {"at": at, "until": until, "credentials": list(credentials)}
-        insert = self._insert(PresentedCredentials).values(holder=holder, **values)
-        later = PresentedCredentials.at < at
-        self._session.execute(insert.on_conflict_do_update(index_elements=["holder"], set_=values, where=later))
+        values = {"holder": holder, "at": at, "until": until, "credentials": list(credentials)}
+        self._session.execute(self._pick(_STORE), values)
 
     def forget_presented(self, holder: str, *, before: float) -> None:
         """Delete what a holder presented before a time."""
@@ -44,5 +54,5 @@ class CallerQueries:
         for table in (UsedToken, PresentedCredentials):
             self._session.execute(delete(table).where(table.until < now))
 
-    def _insert(self, table: Any) -> Any:
-        return _INSERT[self._session.get_bind().dialect.name](table)
+    def _pick(self, statements: Mapping[str, Any]) -> Any:
+        return statements[self._session.get_bind().dialect.name]
