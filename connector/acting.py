@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+JOB_MAX = 250  # characters of the id of a training job
+
 
 @dataclass(frozen=True, slots=True)
 class Acting:

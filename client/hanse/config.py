@@ -7,11 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanse._transport.workload import WorkloadToken
+from hanse._transport.workload import JOB_MAX, WorkloadToken, fits_header
 from hanse.errors import BadInput
 
 DEFAULT_URL = "http://127.0.0.1:8081"
-_JOB_MAX = 250  # characters
 # Where a pod mounts a projected service account token for Hanse. Never its own token, which is for the cluster's API.
 WORKLOAD_FILE = Path("/var/run/secrets/hanse/token")
 
@@ -55,8 +54,8 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
 def _find_workload() -> WorkloadToken | None:
     """Return the job's token: HANSE_WORKLOAD_TOKEN_FILE, or the usual file if a site projects one."""
     job = os.environ.get("HANSE_JOB_ID", "")
-    if not job.isascii() or not job.isprintable() or len(job) > _JOB_MAX:
-        raise BadInput(f"expected HANSE_JOB_ID of at most {_JOB_MAX} printable ASCII characters, got {job[:50]!r}")
+    if not fits_header(job):
+        raise BadInput(f"expected HANSE_JOB_ID of at most {JOB_MAX} printable ASCII characters, got {job[:50]!r}")
     named = os.environ.get("HANSE_WORKLOAD_TOKEN_FILE", "")
     if not named and not WORKLOAD_FILE.exists():
         return None

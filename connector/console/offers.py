@@ -18,12 +18,13 @@ from connector.errors import BadInput, HanseError, PolicyInvalid
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.management import offers as offers_api
 from connector.management.sign_on.auth import Caller
-from connector.offers.offers import DECIDE, CheckedOffer, Offers, problem_json
+from connector.offers.offers import CheckedOffer, Offers, problem_json
 from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import Offer
 from connector.usage.fact_collector import with_counters, with_declared
 from policies import vocabulary
 from policies.authoring import convert
+from policies.authoring.form import DECIDE
 from policies.errors import PolicyError
 from policies.evaluation import evaluate
 from policies.model import Policy

@@ -20,6 +20,7 @@ from connector.offers import offer_conflicts
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Json, Offer, RegisteredDataset
 from policies.authoring import convert
+from policies.authoring.form import DECIDE
 from policies.contracts import compile, coverage
 from policies.contracts.conflicts import ActivePolicy
 from policies.contracts.contract import DataContract
@@ -27,8 +28,6 @@ from policies.errors import PolicyError
 from policies.model import Kind, Policy
 from policies.odrl import reader
 from policies.review import explain, lint, report
-
-DECIDE = ("auto", "manual", "rules", "four_eyes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from hanse.errors import BadInput, Broken, HanseError
 
 _FILE_MAX = 16 * 2**10
-_JOB_MAX = 250
+JOB_MAX = 250  # characters
 _RENEW_BEFORE = 60.0  # seconds before its end, or a fifth of its lifetime if that is less
 _RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -101,5 +101,9 @@ def _read_answer(answer: Any) -> tuple[str, float, str]:
 
 def _read_job(job: object) -> str:
     """Return the job of the connector's answer, empty if a header cannot hold it. Older connectors name none."""
-    fits = isinstance(job, str) and job.isascii() and job.isprintable() and len(job) <= _JOB_MAX
-    return str(job) if fits else ""
+    return job if isinstance(job, str) and fits_header(job) else ""
+
+
+def fits_header(job: str) -> bool:
+    """Return whether the header that names a job to owners can hold it."""
+    return job.isascii() and job.isprintable() and len(job) <= JOB_MAX

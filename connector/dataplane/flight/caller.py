@@ -7,11 +7,11 @@ import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from connector.acting import JOB_MAX
 from connector.errors import BadInput, Unauthenticated
 
 _TICKET_MAX = 16 * 2**10  # bytes
 _TICKETS_MAX = 16
-_JOB_MAX = 250  # characters
 _DECLARED_MAX = 1024  # characters
 
 Metadata = Mapping[str, list[str]]
@@ -66,7 +66,7 @@ def read_caller(metadata: Metadata) -> FlightCaller:
         purpose=_declared(metadata, "hanse-purpose"),
         application=_declared(metadata, "hanse-application"),
         action=action,
-        job=_declared(metadata, "hanse-job", _JOB_MAX),
+        job=_declared(metadata, "hanse-job", JOB_MAX),
         basic=basic,
     )
 

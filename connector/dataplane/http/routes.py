@@ -23,6 +23,7 @@ from functools import partial
 
 from starlette.routing import BaseRoute, Route
 
+from connector.acting import JOB_MAX
 from connector.dataplane import block_plan
 from connector.dataplane import read_request as ask
 from connector.dataplane.admission import Reads
@@ -42,7 +43,6 @@ from connector.usage.grants import Grants
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
-_JOB_MAX = 250  # characters
 _BODIES = 2  # large bodies that one consumer may send at the same time
 _BODY_SECONDS = 120.0
 _FORM_MAX = 2**20  # bytes: enough for any condition and columns, with every letter escaped
@@ -295,8 +295,8 @@ def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
 def _read_job(exchange: Exchange) -> str:
     """Return the training job that the consumer names, for the log. Raises: BadInput for a long one."""
     job: str = exchange.headers.get("hanse-job", "")
-    if len(job) > _JOB_MAX:
-        raise BadInput(f"expected a job in hanse-job of at most {_JOB_MAX} characters, got {len(job)}")
+    if len(job) > JOB_MAX:
+        raise BadInput(f"expected a job in hanse-job of at most {JOB_MAX} characters, got {len(job)}")
     return job
 
 
