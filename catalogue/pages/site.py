@@ -31,7 +31,7 @@ from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member, VisitRecord
 from connector.errors import BadInput, HanseError, Unauthenticated
-from connector.infra.html.wording import TIERS
+from connector.infra.html.wording import CONSUMERS_GROUPS, TIERS
 
 _FIELDS_MAX = 50
 _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits leads to, and how long they may take
@@ -77,7 +77,12 @@ class Site:
         )
         self._pages.filters.update(page_text.FILTERS)
         self._pages.globals.update(
-            settings=settings, search_url=page_text.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
+            settings=settings,
+            search_url=page_text.search_url,
+            TIERS=TIERS,
+            TERM_GROUPS=CONSUMERS_GROUPS,
+            FACETS=FACETS,
+            EXPORTS=EXPORTS,
         )
 
     async def problem(self, request: Request, error: HanseError) -> Response:

@@ -141,6 +141,8 @@ TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/datasets/{name}/versions"): lambda o: {"form": {"path": str(o.top / "people-70")}},
     ("GET", "/datasets/{name}"): lambda _: {},
     ("POST", "/datasets/{name}/remove"): lambda _: {"path": "/datasets/again/remove", "form": {"x": "y"}},
+    ("GET", "/offers/new"): lambda _: {"query": "dataset=people"},
+    ("POST", "/offers/check"): lambda _: {"form": {"dataset": "people"}},
     ("POST", "/offers/new"): lambda _: {"form": {"do": "check", "form": json.dumps(GROUPS)}},
     ("GET", "/offers/preview"): lambda _: {"query": PREVIEW},
 }
