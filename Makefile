@@ -84,6 +84,7 @@ audit: setup-dev
 
 docs: setup-dev
 	@$(BIN)/python -m tests.support.openapi --check openapi.yaml
+	@$(BIN)/python -m tests.support.named_files
 
 test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself (AT_ONCE=3 files)
 	@$(BIN)/python -m tests.support.postgres || true

@@ -2,6 +2,9 @@
 
 `read(body)` takes the compact form of the 2025-1 context, prefixed names, and expanded JSON-LD; unknown members are
 ignored. `to_wire()` writes the one form that the published schemas accept and the context expands as meant.
+
+`read_document` checks members by hand. Only tests use the JSON schemas in `dsp/schemas`, to check `to_wire()`;
+the contexts in it give `jsonld` the terms.
 """
 
 from __future__ import annotations
