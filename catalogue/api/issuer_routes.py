@@ -1,12 +1,13 @@
 """Routes of the issuer (Decentralized Claims 1.0, section 6): metadata, requests and status lists.
 
-A stranger, a bad token and a request that is not the caller's get the same answer without a reason; our log has it.
-Nobody's keys are looked up before the register has the DID that a token claims.
+A stranger, a bad token and a request that is not the caller's get the same answer without a reason. Our log has it, up
+to a rate. The keys of a DID are looked up only if the register has that DID.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from typing import Any
 
@@ -24,12 +25,14 @@ from connector.errors import BadInput, NotFound, Unauthenticated
 from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.did import CONTEXT
 from connector.identity.identity_service import Identity
+from connector.infra.concurrency.recent_keys import RateLimit
 from connector.telemetry import logger
 
 _REFUSED = "expected `Authorization: Bearer <self-issued token>` of a member, and a request of its own"
 _LIST_MEDIA = {"statuslist2021": "application/jwt", "bitstring": "application/vc+jwt"}
 _ID_MAX = 64
 _NUMBER_MAX = 2**31
+_LOGGED_PER_MINUTE = 120
 _log = logger("issuer")
 
 
@@ -44,6 +47,13 @@ def router(
 ) -> APIRouter:
     """The issuer's routes, for wallets and verifiers."""
     routes = APIRouter(prefix=PATH, tags=["credentials"])
+    logged = RateLimit(_LOGGED_PER_MINUTE, burst=_LOGGED_PER_MINUTE, most=1)
+
+    def refuse(why: str) -> Unauthenticated:
+        """The one refusal; the reason is for our log, of which a flood must not become one."""
+        if logged.wait_seconds("", time.monotonic()) <= 0:
+            _log.info("refused", why=why)
+        return Unauthenticated(_REFUSED, private=why)
 
     async def authenticate(request: Request) -> tuple[str, str]:
         """The member that asks, and its access token. Raises: Unauthenticated without a reason, Busy."""
@@ -52,7 +62,7 @@ def router(
             await _check_member(store, identity.read_claimed_issuer(header))
             return await identity.authenticate_holder(header)
         except Unauthenticated as error:
-            raise _refuse(error.private or error.message) from error
+            raise refuse(error.private or error.message) from error
 
     @routes.get("/metadata")
     async def metadata() -> JSONResponse:
@@ -68,7 +78,7 @@ def router(
         try:
             made = await store.write(partial(issuing.request, holder=holder, asked=asked, token=token))
         except Unauthenticated as error:  # removed meanwhile
-            raise _refuse(error.message) from error
+            raise refuse(error.message) from error
         delivery.wake()
         return Response(status_code=201, headers={"location": f"{root_url}{PATH}/requests/{made}"})
 
@@ -78,7 +88,7 @@ def router(
         holder, _ = await authenticate(request)
         row = await store.read(partial(_find, issuance=request_id))
         if row is None or row.holder != holder:
-            raise _refuse(f"{holder} asked for a request that is not its own")
+            raise refuse(f"{holder} asked for a request that is not its own")
         pids = {"issuerPid": row.id, "holderPid": row.holder_pid}
         return {"@context": [CONTEXT], "type": "CredentialStatus", **pids, "status": row.status}
 
@@ -89,20 +99,15 @@ def router(
             raise NotFound("there is no such status list")
         signed = await lists.current(kind, number)
         age = f"public, max-age={max(1, int(lists.seconds / 10))}"
-        headers = {"etag": signed.etag, "cache-control": age, "vary": "accept"}
-        if signed.etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
+        headers = {"cache-control": age, "vary": "accept"}
         if request.headers.get("accept") == "application/json":
             return JSONResponse(_unsigned(signed), headers=headers)
+        headers["etag"] = signed.etag
+        if signed.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
         return Response(signed.jwt, media_type=_LIST_MEDIA[kind], headers=headers)
 
     return routes
-
-
-def _refuse(why: str) -> Unauthenticated:
-    """The one refusal; the reason is for our log."""
-    _log.info("refused", why=why)
-    return Unauthenticated(_REFUSED, private=why)
 
 
 async def _check_member(store: CatalogueStore, did: str) -> None:

@@ -73,9 +73,12 @@ class CredentialDelivery:
 
     def _on_done(self, holder: str, done: asyncio.Task[None]) -> None:
         del self._running[holder]
-        self._awake.set()  # its place is free, and it may have another one
-        if not done.cancelled() and (error := done.exception()) is not None:
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:  # it is due still: tried again at the next tick
             self._log.error("delivery_broke", holder=holder, reason=repr(error))
+        else:
+            self._awake.set()  # its place is free, and it may have another one
 
     async def close(self) -> None:
         """Stop every delivery; each is tried again at the next start."""

@@ -80,16 +80,14 @@ class Issuing:
         row = tx.issuances.find(issuance, lock=True)
         if row is None or row.next_at is None:
             return None
-        if member is None or member.id != row.holder:
-            _close(row, "the membership ended")
-            return None
-        if row.attempts >= _ATTEMPTS_MAX:
-            _close(row, f"given up after {row.attempts} attempts; {row.problem}")
+        if member is None or row.attempts >= _ATTEMPTS_MAX:
+            _give_up(tx, row, f"given up after {row.attempts} attempts; {row.problem}")
             return None
         row.attempts += 1
         row.next_at = tx.now + min(_PAUSE_MAX, _PAUSE_FIRST * 2.0 ** (row.attempts - 1))
-        if row.status == "RECEIVED" and (member.status != "active" or not self._offers(row.wanted)):
-            row.status, row.attempts = "REJECTED", 1
+        if row.status == "RECEIVED" and (problem := self._object(row, member)):
+            _reject(tx, row, problem)
+            row.attempts = 1  # of this message
         issued = self._issue(tx, row, member) if row.status == "RECEIVED" else ()
         return CredentialParcel(row.id, row.holder, self._message(row, issued), row.token)
 
@@ -98,10 +96,12 @@ class Issuing:
         row = tx.issuances.find(issuance, lock=True)
         if row is None or row.next_at is None:
             return
-        row.problem = problem[:_PROBLEM_MAX]
-        if not problem:
-            row.status = "ISSUED" if row.status == "RECEIVED" else row.status
-            row.next_at, row.token = None, ""
+        if problem:
+            row.problem = problem[:_PROBLEM_MAX]
+            return
+        if row.status == "RECEIVED":
+            row.status, row.problem = "ISSUED", ""
+        row.next_at, row.token = None, ""
 
     def renew(self, tx: CatalogueTransaction) -> None:
         """Ask for a membership credential for each active member that has none, or one that ends soon; sweep."""
@@ -112,8 +112,12 @@ class Issuing:
         for holder in tx.issuances.list_without(self._settings.issuer_types[0], beyond=beyond, since=since):
             ask_for_membership(tx, holder, self._settings.issuer_types)
 
-    def _offers(self, wanted: Sequence[str]) -> bool:
-        return all(one in self.kinds for one in wanted)
+    def _object(self, row: Issuance, member: Member) -> str:
+        """Why a request is rejected; empty if it is not."""
+        if member.status != "active":
+            return f"{member.name} is {member.status}"
+        unknown = [one for one in row.wanted if one not in self.kinds]
+        return f"this catalogue issues {unknown[0]} no more; see HANSE_ISSUER_TYPES" if unknown else ""
 
     def _issue(self, tx: CatalogueTransaction, row: Issuance, member: Member) -> Sequence[IssuedCredential]:
         """The signed credentials of a request, the same ones at each attempt."""
@@ -166,7 +170,14 @@ class Issuing:
         }
 
 
-def _close(row: Issuance, problem: str) -> None:
-    """End a request that is not delivered."""
-    row.status = "REJECTED" if row.status == "RECEIVED" else row.status
-    row.next_at, row.token, row.problem = None, "", problem[:_PROBLEM_MAX]
+def _reject(tx: CatalogueTransaction, row: Issuance, problem: str) -> None:
+    """Reject a request. Credentials that earlier attempts signed count no more."""
+    row.status, row.problem = "REJECTED", problem
+    tx.issuances.revoke_answer(row.id)
+
+
+def _give_up(tx: CatalogueTransaction, row: Issuance, problem: str) -> None:
+    """End a request whose answer cannot be delivered, without a message."""
+    if row.status == "RECEIVED":
+        _reject(tx, row, problem[:_PROBLEM_MAX])
+    row.next_at, row.token = None, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Sequence
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalogue.store.tables import Issuance, IssuedCredential, Member, StatusList
@@ -90,7 +90,14 @@ class IssuanceQueries:
 
     def change_state(self, holder: str, *, before: Collection[str], after: str) -> None:
         """Give all credentials of a member whose state is in `before` the state `after`; their lists change too."""
-        chosen = (IssuedCredential.holder == holder, IssuedCredential.state.in_(before))
+        self._change(IssuedCredential.holder == holder, before, after)
+
+    def revoke_answer(self, issuance: str) -> None:
+        """Revoke the credentials that were signed for a request and that its holder has not taken."""
+        self._change(IssuedCredential.issuance == issuance, (ACTIVE, SUSPENDED), REVOKED)
+
+    def _change(self, of: ColumnElement[bool], before: Collection[str], after: str) -> None:
+        chosen = (of, IssuedCredential.state.in_(before))
         places = select(IssuedCredential.list_kind, IssuedCredential.list_number).where(*chosen).distinct()
         for kind, number in sorted(tuple(place) for place in self._session.execute(places)):
             here = (StatusList.kind == kind, StatusList.number == number)

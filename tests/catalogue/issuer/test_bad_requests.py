@@ -120,6 +120,12 @@ async def test_a_strangers_token_makes_no_call(catalogue: Catalogue, other: Hold
     assert (refused.status_code, other.provider.requests) == (401, [])
 
 
+async def test_a_flood_of_refusals_is_none_in_the_log(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(200):
+        assert (await catalogue.http.get("/issuer/requests/x")).status_code == 401
+    assert 100 < capsys.readouterr().out.count("refused") < 130
+
+
 async def test_anothers_request_is_answered_like_none(catalogue: Catalogue, holder: Holder, other: Holder) -> None:
     await admitted(catalogue, holder)
     await admitted(catalogue, other, "south")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from catalogue.app import build
 from catalogue.issuer.profiles import VC11, VC20
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueTransaction
-from connector.errors import Unauthenticated
+from connector.errors import Busy, Unauthenticated
 from connector.identity.credentials.signed_jwt import read_jwt
 from tests.catalogue.conftest import ROOT, Catalogue
 from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, SENSITIVE, Holder, deliver, verifier
-from tests.catalogue.provider import Provider, Reply
+from tests.catalogue.provider import Provider, Reply, Request
+from tests.support.waiting import until
 
 BOTH = (f"{MEMBERSHIP}-vc11", f"{MEMBERSHIP}-vc20")
 DAY = 86_400.0
@@ -154,6 +156,13 @@ async def test_a_delivery_that_never_succeeds_is_given_up(catalogue: Catalogue, 
     (request,) = (await shown(catalogue))["requests"]
     assert (holder.attempts, request["status"], request["next_at"]) == (30, "REJECTED", None)
     assert request["problem"].startswith("given up after 30 attempts")
+    assert [one["state"] for one in (await shown(catalogue))["credentials"]] == ["revoked"]
+    holder.answers = []
+    issuer, store = catalogue.parts.issuer, catalogue.parts.store
+    assert issuer is not None
+    await store.write(issuer.issuing.renew)  # more than a day later
+    await deliver(catalogue)
+    assert len(holder.deliveries) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,6 +201,92 @@ async def test_who_is_suspended_before_the_delivery_gets_a_rejection(catalogue: 
     assert len((await shown(catalogue))["credentials"]) == 1
     refused = await holder.request(catalogue, *BOTH)
     assert (refused.status_code, "suspended" in refused.json()["detail"]) == (403, True)
+
+
+async def test_a_suspension_between_two_attempts_ends_what_was_signed(catalogue: Catalogue, holder: Holder) -> None:
+    holder.answers = [503]
+    await admitted(catalogue, holder)
+    await patch(catalogue, status="suspended")
+    catalogue.clock.advance(10)
+    await deliver(catalogue)
+    assert holder.deliveries[-1]["status"] == "REJECTED"
+    await patch(catalogue, status="active")
+    await deliver(catalogue)
+    assert await verifier(catalogue).verify(holder.did, "opaque")
+    found = await shown(catalogue)
+    assert [one["state"] for one in found["credentials"]] == ["active", "revoked"]
+    assert [(one["status"], one["problem"]) for one in found["requests"]] == [
+        ("ISSUED", ""),
+        ("REJECTED", "north is suspended"),
+    ]
+
+
+async def test_a_slow_wallet_holds_up_its_own_deliveries_alone(
+    catalogue: Catalogue, holder: Holder, other: Holder
+) -> None:
+    await admitted(catalogue, holder)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(provider: Provider, request: Request) -> Reply:
+        asked.set()
+        await go_on.wait()
+        return holder.answer(provider, request)
+
+    holder.provider.answer = slow
+    for _ in range(2):
+        await holder.request(catalogue, *BOTH)
+    issuer = catalogue.parts.issuer
+    assert issuer is not None
+    (waiting,) = await issuer.delivery.start_due()
+    await asked.wait()
+    await catalogue.admit(other.provider, "south")
+    both = await issuer.delivery.start_due()
+    assert len(both) == 2
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(other.deliveries), len(holder.deliveries), waiting.done()) == (1, 1, False)
+    go_on.set()
+    await deliver(catalogue)
+    assert len(holder.deliveries) == 3
+
+
+async def test_the_running_issuer_delivers_what_is_requested_and_survives_a_broken_round(
+    catalogue: Catalogue, holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer, store = catalogue.parts.issuer, catalogue.parts.store
+    assert issuer is not None
+    broken = iter((Busy("full"),))
+    read = store.read
+
+    async def failing_once(work: Any) -> Any:
+        if (error := next(broken, None)) is not None:
+            raise error
+        return await read(work)
+
+    monkeypatch.setattr(store, "read", failing_once)
+    running = asyncio.create_task(issuer.delivery.run())
+    await until(lambda: next(broken, "over") == "over")
+    await catalogue.admit(holder.provider, "north")
+    await until(lambda: holder.deliveries)
+    await holder.request(catalogue, *BOTH)
+    await until(lambda: len(holder.deliveries) == 2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await issuer.delivery.close()
+
+
+async def test_a_type_that_is_issued_no_more_is_rejected(
+    catalogue: Catalogue, holder: Holder, catalogue_settings: dict[str, Any]
+) -> None:
+    await admitted(catalogue, holder)
+    await holder.request(catalogue, f"{SENSITIVE}-vc11")
+    fewer = CatalogueSettings(**{**catalogue_settings, "issuer_types": (MEMBERSHIP,)})
+    again = build(fewer, clock=catalogue.clock)
+    await deliver(Catalogue(again, catalogue.http, catalogue.token, catalogue.clock))
+    await again.net.close()
+    again.search.close()
+    again.store.close()
+    assert holder.deliveries[-1]["status"] == "REJECTED"
+    assert "issues SensitiveDataCredential-vc11 no more" in (await shown(catalogue))["requests"][0]["problem"]
 
 
 async def test_who_is_admitted_as_suspended_gets_a_credential_once_active(catalogue: Catalogue, holder: Holder) -> None:
