@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalogue.store.tables import Issuance, IssuedCredential, Member, StatusList
@@ -14,6 +16,7 @@ LIST_BITS = 131_072  # the least size of a list (Bitstring Status List 1.0, sect
 ACTIVE, SUSPENDED, REVOKED = "active", "suspended", "revoked"
 _LIST_FULL = LIST_BITS // 2  # above this, a free place is found by chance too rarely
 _SHOWN = 200
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class IssuanceQueries:
@@ -114,15 +117,20 @@ class IssuanceQueries:
         """Number and index of a free place in a list of this kind, chosen by chance: neighbours reveal nothing."""
         newest = select(StatusList).where(StatusList.kind == kind).order_by(StatusList.number.desc()).limit(1)
         current = self._session.scalars(newest.with_for_update()).one_or_none()
-        if current is None or current.used >= _LIST_FULL:
-            number = 1 if current is None else current.number + 1
-            current = StatusList(kind=kind, number=number, used=0, revision=0)
-            self._session.add(current)
+        while current is None or current.used >= _LIST_FULL:
+            self._make_list(kind, 1 if current is None else current.number + 1)
+            current = self._session.scalars(newest.with_for_update()).one()
         current.used += 1
         self._session.flush()
         while not self._is_free(kind, current.number, index := self._draw(LIST_BITS)):
             continue
         return current.number, index
+
+    def _make_list(self, kind: str, number: int) -> None:
+        """Add an empty list, unless another transaction has added it."""
+        insert = _INSERT[self._session.get_bind().dialect.name]
+        row = {"kind": kind, "number": number, "used": 0, "revision": 0}
+        self._session.execute(insert(StatusList).values(row).on_conflict_do_nothing())
 
     def _is_free(self, kind: str, number: int, index: int) -> bool:
         place = (IssuedCredential.list_kind, IssuedCredential.list_number, IssuedCredential.list_index)

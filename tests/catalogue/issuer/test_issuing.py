@@ -358,6 +358,36 @@ async def test_the_operator_has_a_credential_issued_again(catalogue: Catalogue, 
     assert (await post("/api/v1/credentials", json={"member": "x"}, headers=catalogue.operator)).status_code == 404
 
 
+class TestOnEachDatabase:
+    @pytest.fixture
+    def catalogue_settings(self, catalogue_settings: dict[str, Any], database_url: str) -> dict[str, Any]:
+        return {**catalogue_settings, "database_url": database_url}
+
+    async def test_members_are_admitted_served_at_once_suspended_and_removed(
+        self, catalogue: Catalogue, holder: Holder, other: Holder
+    ) -> None:
+        await catalogue.admit(holder.provider, "north")
+        await catalogue.admit(other.provider, "south")
+        await deliver(catalogue)  # both at once, from lists that do not exist yet
+        catalogue.clock.advance(0.001)
+        await holder.request(catalogue, *BOTH)
+        await deliver(catalogue)
+        assert len(await verifier(catalogue).verify(holder.did, "opaque")) == 2
+        await patch(catalogue, status="suspended")
+        with pytest.raises(Unauthenticated):
+            await verifier(catalogue).verify(holder.did, "opaque")
+        assert await verifier(catalogue).verify(other.did, "opaque")
+        await patch(catalogue, status="active")
+        assert len(await verifier(catalogue).verify(holder.did, "opaque")) == 2
+        await patch(catalogue, role="observer")
+        await deliver(catalogue)
+        states = [one["state"] for one in (await shown(catalogue))["credentials"]]
+        assert sorted(states) == ["active", "revoked", "revoked", "revoked"]
+        await catalogue.http.delete("/api/v1/members/north", headers=catalogue.operator)
+        found = await shown(catalogue, holder.did)
+        assert {one["state"] for one in found["credentials"]} == {"revoked"}
+
+
 class TestWithHubFormats:
     @pytest.fixture
     def catalogue_settings(self, catalogue_settings: dict[str, Any], holder: Holder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_a_suspension_sets_the_bits_of_one_member_and_a_removal_keeps_them(store
     assert look() == (norths, 3)
     assert follow("active") == (norths, 3)
     assert store.read_now(lambda tx: tx.issuances.count_open(NORTH)) == 1  # a new one is asked for
+
+
+def test_places_that_are_taken_at_once_differ(store: CatalogueStore) -> None:
+    """The first of them make the list."""
+
+    def take(number: int) -> tuple[int, int]:
+        row = store.write_now(lambda tx: issue(tx, NORTH, str(number)))
+        return row.list_number, row.list_index
+
+    with ThreadPoolExecutor(1 if store.is_sqlite else 4) as threads:
+        places = list(threads.map(take, range(40)))
+    assert len(set(places)) == 40
+    assert {number for number, _ in places} == {1}
+    row = store.read_now(lambda tx: tx.issuances.find_list(KIND, 1))
+    assert row is not None
+    assert row.used == 40
 
 
 def test_only_active_members_without_a_lasting_credential_lack_one(store: CatalogueStore) -> None:
