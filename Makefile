@@ -118,7 +118,7 @@ openapi: setup-dev ## write openapi.yaml from the apps
 tck: setup-dev ## the official Dataspace Protocol conformance kit, against a real connector
 	@$(BIN)/python tests/tck/run.py
 
-tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder), against a real connector
+tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder, issuer), against real processes
 	@$(BIN)/python tests/tck/dcp/run.py
 
 interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions (a JDK of 17 or newer, Maven)
