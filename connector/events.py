@@ -173,7 +173,7 @@ class ReadTaken(Event):
 
 
 class DataReceived(Event):
-    """Data pushed to us was checked and stored. `detail`: rows, bytes, batches, whole, digest."""
+    """Data pushed to us was stored. `detail`: rows, bytes, batches, media, whole, digest."""
 
 
 class DataFetched(Event):

@@ -367,6 +367,16 @@ async def hanse_controls(space: Space) -> None:
     await space.hanse_reaches(path, "TERMINATED")
 
 
+@step("EDC pushes to Hanse, which has the file byte by byte")
+async def hanse_is_pushed(space: Space) -> None:
+    made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"], "format": "HttpData-PUSH"})
+    row = await space.hanse_reaches(f"/transfers/{made['id']}", "COMPLETED")
+    _check((row["received"]["media"], row["received"]["bytes"]), ("text/csv", len(CSV)))
+    reply = await space.data(made["id"])
+    _check((reply.status_code, reply.headers["content-type"].partition(";")[0]), (200, "text/csv"))
+    _check(reply.content, CSV)
+
+
 # Credentials.
 
 
