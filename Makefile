@@ -85,8 +85,9 @@ audit: setup-dev
 docs: setup-dev
 	@$(BIN)/python -m tests.support.openapi --check openapi.yaml
 
-test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself (AT_ONCE=3 files)
+test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself, with a Chromium (AT_ONCE=3 files)
 	@$(BIN)/python -m tests.support.postgres || true
+	@$(BIN)/python -m tests.support.chromium || true
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests -n $(or $(AT_ONCE),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 $(VENV)-loaders/.made: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
