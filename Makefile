@@ -121,7 +121,7 @@ tck: setup-dev ## the official Dataspace Protocol conformance kit, against a rea
 tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder), against a real connector
 	@$(BIN)/python tests/tck/dcp/run.py
 
-interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions (a JDK of 17 or newer, Maven)
+interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions, and people at a real Keycloak (a JDK of 17 or newer, Maven, Chromium)
 	@$(BIN)/python tests/interop/run.py
 
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
