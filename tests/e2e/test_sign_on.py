@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
+from joserfc.jwk import ECKey, KeySet
 
 from connector.app import management_app
 from connector.audit.log import Filter
@@ -71,15 +73,25 @@ class Place:
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with opened(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, key: ECKey | None = None) -> AsyncIterator[Place]:
+    """Console and provider. With a key, the console authenticates with it and not with the secret."""
     folder, first = npm.installed("oidc-provider", VERSION), free_range(2)
     base, issuer = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{first + 1}"
     file = tmp_path / "providers.yaml"
-    file.write_text(FILE.format(port=first + 1))
+    text = FILE.format(port=first + 1)
+    if key is not None:
+        text = re.sub("client_secret: .*", f"client_key: {json.dumps(key.as_dict(private=True))}", text)
+    file.write_text(text)
     file.chmod(0o600)
     settings = {"sign_on": file, "management_url": base, "allow_private": "127.0.0.0/8", "insecure_http": True}
     made = console(tmp_path, **settings)
     try:
-        async with provider(folder, first + 1, base), served(made.parts, first):
+        async with provider(folder, first + 1, base, key), served(made.parts, first):
             yield Place(base, issuer, made.parts)
     finally:
         await made.http.aclose()
@@ -88,12 +100,14 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def provider(folder: Path, port: int, base: str) -> AsyncIterator[None]:
+async def provider(folder: Path, port: int, base: str, key: ECKey | None) -> AsyncIterator[None]:
     """The provider, from its first word to the end of the block."""
     script = folder / "provider.mjs"  # a module finds others from where it stands
     shutil.copy(SCRIPT, script)
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("node", str(script), str(port), base, stdout=pipe, stderr=pipe)
+    keys = [] if key is None else [json.dumps(KeySet([key]).as_dict(private=False))]
+    command = ("node", str(script), str(port), base, *keys)
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):
@@ -175,3 +189,10 @@ async def test_a_person_without_a_role_and_a_replayed_code_are_refused(place: Pl
     records = await place.parts.log.page(Filter(outcome="refused"), before=None, limit=50)
     reasons = " ".join(record.text for record in records)
     assert ("gives a role" in reasons, "cookie of a login" in reasons) == (True, True)
+
+
+@pytest.mark.e2e
+async def test_a_console_with_a_key_instead_of_a_secret_is_let_in_by_the_provider(tmp_path: Path) -> None:
+    async with opened(tmp_path, ECKey.generate_key("P-256", auto_kid=True)) as place, browser() as one:
+        page = await one.log_in(place.base, "ada.data-team")
+        assert (page.status_code, "Logged in" in page.text) == (200, True), page.text
