@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from joserfc.jwk import ECKey
 
 from connector.audit.log import Filter
 from tests.support.openid_console import SignOnPlace, sign_on_place
@@ -103,3 +104,11 @@ async def test_a_person_without_a_role_and_a_replayed_code_are_refused(place: Si
     records = await place.parts.log.page(Filter(outcome="refused"), before=None, limit=50)
     reasons = " ".join(record.text for record in records)
     assert ("gives a role" in reasons, "cookie of a login" in reasons) == (True, True)
+
+
+@pytest.mark.e2e
+async def test_a_console_with_a_key_instead_of_a_secret_is_let_in_by_the_provider(tmp_path: Path) -> None:
+    key = ECKey.generate_key("P-256", auto_kid=True)
+    async with sign_on_place(tmp_path, key) as place, browser() as one:
+        page = await one.log_in(place.base, "ada.data-team")
+        assert (page.status_code, "Logged in" in page.text) == (200, True), page.text

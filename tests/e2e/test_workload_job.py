@@ -119,7 +119,8 @@ def test_a_stream_outlives_three_tokens_and_both_logs_have_the_signed_job(
                     batches = iter(stream)
                     rows = read_until_renewed(space, batches, south, cluster)
                     rows += sum(batch.num_rows for batch in batches)
-            assert rows == ROWS  # in parts where a ticket of the owner ended: a new one needs a new token
+            assert (rows, stream.reopened) == (ROWS, 0)  # one read, under fresh tickets of the owner
+            assert len(records(north, "ReadStarted")) == 1
             assert exchanges(south) > LIFETIMES
             assert {body["job"] for body in records(north, "ReadStarted") + records(north, "ReadEnded")} == {"pod-7"}
             taken = receipts(south)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from joserfc.jwk import ECKey, KeySet
 
 from connector.app import management_app
 from connector.services import Services
@@ -41,11 +44,14 @@ class SignOnPlace:
 
 
 @asynccontextmanager
-async def sign_on_place(folder: Path) -> AsyncIterator[SignOnPlace]:
-    """Console and provider to the end of the block."""
+async def sign_on_place(folder: Path, key: ECKey | None = None) -> AsyncIterator[SignOnPlace]:
+    """Console and provider to the end of the block. With a key, the console authenticates with it alone."""
     program, first = npm.installed("oidc-provider", VERSION), free_range(2)
     base, issuer = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{first + 1}"
-    async with provider(program, first + 1, base), console_with(folder, FILE.format(issuer=issuer), first) as parts:
+    text = FILE.format(issuer=issuer)
+    if key is not None:
+        text = re.sub("client_secret: .*", f"client_key: {json.dumps(key.as_dict(private=True))}", text)
+    async with provider(program, first + 1, base, key), console_with(folder, text, first) as parts:
         yield SignOnPlace(base, issuer, parts)
 
 
@@ -68,12 +74,14 @@ async def console_with(folder: Path, sign_on: str, port: int) -> AsyncIterator[S
 
 
 @asynccontextmanager
-async def provider(folder: Path, port: int, base: str) -> AsyncIterator[None]:
+async def provider(folder: Path, port: int, base: str, key: ECKey | None = None) -> AsyncIterator[None]:
     """The provider, from its first word to the end of the block."""
     script = folder / "provider.mjs"  # a module finds others from where it stands
     shutil.copy(SCRIPT, script)
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("node", str(script), str(port), base, stdout=pipe, stderr=pipe)
+    keys = [] if key is None else [json.dumps(KeySet([key]).as_dict(private=False))]
+    command = ("node", str(script), str(port), base, *keys)
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):

@@ -46,6 +46,7 @@ class Provider(BaseModel):
     issuer: Address
     client_id: str = Field(min_length=1)
     client_secret: str = Field("", repr=False)
+    client_key: dict[str, Any] | None = Field(None, repr=False, description="Private JWK, in place of the secret.")
     scopes: str = Field("openid profile email", description="Scopes that are requested.")
     roles_claim: str = Field("groups", description="Claim of the ID token; a dot leads into an object.")
     roles: dict[str, str] = Field(min_length=1, description="Role by value of the claim.")
@@ -85,7 +86,8 @@ class ProviderClient(IssuerClient):
 
     def __init__(self, provider: Provider, net: HttpClient) -> None:
         self.provider = provider
-        about = {one: getattr(provider, one) for one in ("name", "issuer", "client_id", "client_secret", "scopes")}
+        names = ("name", "issuer", "client_id", "client_secret", "client_key", "scopes")
+        about = {one: getattr(provider, one) for one in names}
         super().__init__(net, **about)
 
 

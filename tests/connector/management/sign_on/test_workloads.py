@@ -18,6 +18,7 @@ from connector.errors import BadInput
 from connector.events import Event, TokenIssued
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import Tokens
+from connector.management.sign_on.service_clients import ServiceClients
 from connector.management.sign_on.sign_on_file import WorkloadIssuer, read_sign_on_file
 from connector.management.sign_on.workloads import ACCESS_TYPE, GRANT, JWT_TYPE, WorkloadTokens
 from tests.connector.console.support import AGREEMENT, TRANSFER, Console, fill, opened
@@ -67,7 +68,13 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with opened(tmp_path) as desk:
         store, issuer = desk.parts.store, WorkloadIssuer.model_validate(CLUSTER)
         workloads = WorkloadTokens(
-            store, cast("HttpClient", idp), [issuer], secret=b"w" * 32, seconds=_SECONDS, clock=lambda: now[0]
+            store,
+            cast("HttpClient", idp),
+            [issuer],
+            secret=b"w" * 32,
+            seconds=_SECONDS,
+            clock=lambda: now[0],
+            services=ServiceClients(cast("HttpClient", idp), [], token_url=""),
         )
         parts = replace(desk.parts, workloads=workloads, tokens=Tokens(store, workloads.read))
         transport = httpx2.ASGITransport(management_app(parts))
@@ -167,6 +174,10 @@ WRONG = [
     ({"sub": "system:serviceaccount:training:" + "x" * 300}, "at most 250"),
     ({"exp": 1_000_000_000}, "expired"),
     ({"exp": None}, "exp"),
+    ({"exp": 10**400}, "too large"),
+    ({"exp": float("nan")}, "exp"),
+    ({"exp": float("inf")}, "exp"),
+    ({"exp": True}, "exp"),
     ({"nbf": 1_900_000_000}, "not yet valid"),
 ]
 
