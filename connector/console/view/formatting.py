@@ -42,6 +42,7 @@ TEMPLATE_TITLES = {
 KINDS = {
     "DatasetRegistered": "Dataset registered",
     "DatasetVersioned": "New version",
+    "DatasetDescribed": "Dataset described",
     "DatasetRemoved": "Dataset removed",
     "OfferPublished": "Offer published",
     "OfferWithdrawn": "Offer withdrawn",

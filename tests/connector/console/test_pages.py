@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from zipfile import ZipFile
 
 import pytest
@@ -470,6 +470,35 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     assert len(await full.parts.offers.page()) == 1  # nothing published yet
     published = await full.post("/offers/new", {**data, "do": "publish"}, "owner")
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
+
+
+async def test_a_file_is_chosen_by_browsing(full: Console, tmp_path: Path) -> None:
+    roots = (await full.get("/datasets/browse", "owner")).text
+    root = re.search(r"/datasets/browse\?path=([^\"]+)", roots)
+    assert root is not None
+    folder = Path(unquote(root[1]))
+    (folder / "Visits 2024.csv").write_text("a\n1\n")
+    listed = unescape((await full.get(f"/datasets/browse?path={root[1]}", "owner")).text)
+    link = re.search(r'href="(/datasets/new\?path=[^"]+Visits[^"]+)"', listed)
+    assert link is not None
+    form = (await full.get(link[1], "owner")).text
+    assert 'name="name" value="visits_2024"' in form
+    refused = await full.get("/datasets/browse?path=/etc", "owner")
+    assert (refused.status_code, "outside the directories" in refused.text) == (400, True)
+
+
+async def test_the_texts_on_a_dataset_are_changed_and_recorded(full: Console) -> None:
+    page = (await full.get("/datasets/patients/texts", "owner")).text
+    assert 'value="health"' in page
+    new = {"title": "All <patients>", "description": "Who came.", "keywords": "health, visits", "license": "CC0"}
+    answer = await full.post("/datasets/patients/texts", new, "owner")
+    assert answer.headers["location"] == "/datasets/patients"
+    assert "All &lt;patients&gt;" in (await full.get("/datasets/patients", "read")).text
+    await full.parts.sequencer.settle()
+    (record, *_) = await full.parts.log.page(Filter(kind="DatasetDescribed"), before=None, limit=5)
+    assert '"changed":["title","keywords","theme"]' in record.text
+    long = await full.post("/datasets/patients/texts", new | {"title": "x" * 301}, "owner")
+    assert (long.status_code, "x" * 301 in long.text) == (400, True)
 
 
 FIELDS = {

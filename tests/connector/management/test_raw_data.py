@@ -131,6 +131,7 @@ PREVIEW = f"as={PARTNER}&offer={ROWS['offer']}"
 TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/api/v1/datasets"): lambda o: {"body": {"name": "more", "path": str(o.top / "more")}},
     ("POST", "/api/v1/datasets/{name}/versions"): lambda o: {"body": {"path": str(o.top / "people-60")}},
+    ("PUT", "/api/v1/datasets/{name}/texts"): lambda _: {"body": {"title": "People of a town"}},
     ("GET", "/api/v1/datasets"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}/preview"): lambda _: {"query": PREVIEW},
