@@ -56,7 +56,7 @@ class IssuanceQueries:
     def list_problems(self) -> dict[str, str]:
         """Why the last attempt of a delivery failed that is tried again, by holder."""
         failing = select(Issuance.holder, Issuance.problem).where(Issuance.next_at.is_not(None), Issuance.problem != "")
-        return dict(self._session.execute(failing).tuples().all())
+        return {row.holder: row.problem for row in self._session.execute(failing)}
 
     def list_issued(self, issuance: str) -> Sequence[IssuedCredential]:
         """The credentials that answer a request."""
