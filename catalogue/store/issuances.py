@@ -42,6 +42,22 @@ class IssuanceQueries:
         newest = found.order_by(IssuedCredential.issued_at.desc(), IssuedCredential.id)
         return self._session.scalars(newest.limit(_SHOWN)).all()
 
+    def count_by_state(self, now: float) -> dict[str, dict[str, int]]:
+        """The number of credentials that have not ended, by holder and state."""
+        groups = select(IssuedCredential.holder, IssuedCredential.state, func.count())
+        current = groups.where(IssuedCredential.expires_at > now)
+        found: dict[str, dict[str, int]] = {}
+        for holder, state, count in self._session.execute(
+            current.group_by(IssuedCredential.holder, IssuedCredential.state).order_by(IssuedCredential.state)
+        ):
+            found.setdefault(holder, {})[state] = count
+        return found
+
+    def list_problems(self) -> dict[str, str]:
+        """Why the last attempt of a delivery failed that is tried again, by holder."""
+        failing = select(Issuance.holder, Issuance.problem).where(Issuance.next_at.is_not(None), Issuance.problem != "")
+        return {row.holder: row.problem for row in self._session.execute(failing)}
+
     def list_issued(self, issuance: str) -> Sequence[IssuedCredential]:
         """The credentials that answer a request."""
         found = select(IssuedCredential).where(IssuedCredential.issuance == issuance)

@@ -17,6 +17,7 @@ from connector.identity.credentials.access_token import mint_access_token
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, Holder, deliver
 from tests.catalogue.issuer.test_issuing import admitted, shown
+from tests.catalogue.provider import Reply
 
 GOOD = f"{MEMBERSHIP}-vc11"
 Headers = dict[str, str]
@@ -113,6 +114,44 @@ async def test_a_token_is_used_once(catalogue: Catalogue, holder: Holder) -> Non
     assert [one.status_code for one in answers] == [201, 401]
     again = await catalogue.http.get(answers[0].headers["location"], headers=headers)
     assert (again.status_code, again.json()) == (401, answers[1].json())
+
+
+async def test_a_member_whose_document_cannot_be_fetched_now_may_try_again(
+    catalogue: Catalogue, holder: Holder
+) -> None:
+    await catalogue.admit(holder.provider, "north")
+    holder.provider.document = lambda: Reply(500)
+    refused = await holder.request(catalogue, GOOD)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert len((await shown(catalogue))["requests"]) == 1
+
+
+def without_purposes(holder: Holder) -> Reply:
+    """A document that lists no key for any purpose, as of IdentityHub 0.15."""
+    document = json.loads(holder.document().body)
+    for purpose in ("capabilityInvocation", "authentication", "assertionMethod"):
+        document[purpose] = []
+    return Reply.of(document)
+
+
+async def test_a_key_that_is_listed_for_no_purpose_is_refused(catalogue: Catalogue, holder: Holder) -> None:
+    holder.provider.document = lambda: without_purposes(holder)
+    await admitted(catalogue, holder)
+    assert (await holder.request(catalogue, GOOD)).status_code == 401
+
+
+class TestWithAnException:
+    @pytest.fixture
+    def catalogue_settings(self, catalogue_settings: dict[str, Any], holder: Holder) -> dict[str, Any]:
+        return {**catalogue_settings, "issuer_keys_for_all_purposes": (holder.did,)}
+
+    async def test_a_key_that_is_listed_for_no_purpose_counts_for_the_named_member_alone(
+        self, catalogue: Catalogue, holder: Holder, other: Holder
+    ) -> None:
+        for one, name, status in ((holder, "north", 201), (other, "south", 401)):
+            one.provider.document = lambda one=one: without_purposes(one)
+            await admitted(catalogue, one, name)
+            assert (await one.request(catalogue, GOOD)).status_code == status
 
 
 async def test_a_strangers_token_makes_no_call(catalogue: Catalogue, other: Holder) -> None:

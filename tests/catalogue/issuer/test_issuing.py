@@ -358,6 +358,24 @@ async def test_the_operator_has_a_credential_issued_again(catalogue: Catalogue, 
     assert (await post("/api/v1/credentials", json={"member": "x"}, headers=catalogue.operator)).status_code == 404
 
 
+async def test_the_operators_page_of_members_shows_credentials_and_what_is_not_delivered(
+    catalogue: Catalogue, holder: Holder
+) -> None:
+    async def look(headers: dict[str, str]) -> str:
+        return (await catalogue.http.get("/members", headers={**headers, "accept": "text/html"})).text
+
+    holder.answers = [500]
+    await admitted(catalogue, holder)
+    assert "Credential not delivered yet: expected the credential service" in await look(catalogue.operator)
+    catalogue.clock.advance(5)
+    await deliver(catalogue)
+    await patch(catalogue, role="observer")
+    await deliver(catalogue)
+    page = await look(catalogue.operator)
+    assert ("not delivered" in page, "Credentials: 1 active, 1 revoked" in page) == (False, True)
+    assert "Credentials:" not in await look({})
+
+
 class TestOnEachDatabase:
     @pytest.fixture
     def catalogue_settings(self, catalogue_settings: dict[str, Any], database_url: str) -> dict[str, Any]:
