@@ -64,11 +64,11 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class FinishedLogin:
-    """A login whose response was checked: the provider, the person, the ID token, and the page to show."""
+    """A login whose response was checked: the provider, the person, the sealed ID token, and the page to show."""
 
     provider: Provider
     person: Person
-    id_token: str
+    sealed_id_token: str
     to: str
 
 
@@ -111,8 +111,9 @@ class LoginClient:
         """Begin a login; return the provider's address for the browser, and the attempt for its cookie."""
         app = await self.client(name).app()
         begun = await app.create_authorization_url(self._callback(name))
-        attempt = {key: begun[key] for key in ("state", "nonce", "code_verifier")}
-        return begun["url"], self._seal({**attempt, "provider": name, "to": to, "exp": time.time() + ATTEMPT_SECONDS})
+        attempt: dict[str, Any] = {key: begun[key] for key in ("state", "nonce", "code_verifier")}
+        attempt |= {"provider": name, "to": to, "exp": time.time() + ATTEMPT_SECONDS}
+        return begun["url"], self._seal(json.dumps(attempt))
 
     async def finish(self, name: str, query: Mapping[str, str], cookie: str) -> FinishedLogin:
         """Check the provider's response and its ID token (steps 1 to 5)."""
@@ -120,14 +121,17 @@ class LoginClient:
         attempt = self._open_attempt(name, query, cookie)
         token = await self._exchange(client, query["code"], attempt)
         person = await self._read_person(client, token, attempt["nonce"])
-        return FinishedLogin(client.provider, person, str(token["id_token"]), attempt["to"])
+        return FinishedLogin(client.provider, person, self._seal(str(token["id_token"])), attempt["to"])
 
-    async def logout_url(self, name: str, id_token: str) -> str:
+    async def logout_url(self, name: str, sealed_id_token: str) -> str:
         """Return the provider's logout address for the browser; empty if it has none, or is down or unknown."""
         try:
             app = await self.client(name).app()
-            back = f"{self._base}/login"
-            about = {"post_logout_redirect_uri": back, "id_token_hint": id_token, "client_id": app.client_id}
+            about = {
+                "post_logout_redirect_uri": f"{self._base}/login",
+                "id_token_hint": self._unseal(sealed_id_token),
+                "client_id": app.client_id,
+            }
             url: str = (await app.create_logout_url(**about))["url"]
         except FAILED:
             return ""
@@ -144,14 +148,17 @@ class LoginClient:
     def _callback(self, name: str) -> str:
         return f"{self._base}/login/with/{name}/callback"
 
-    def _seal(self, attempt: Mapping[str, Any]) -> str:
-        return jwe.encrypt_compact({"alg": "dir", "enc": "A256GCM"}, json.dumps(attempt), self._key)
+    def _seal(self, text: str) -> str:
+        return jwe.encrypt_compact({"alg": "dir", "enc": "A256GCM"}, text, self._key)
+
+    def _unseal(self, text: str) -> str:
+        return (jwe.decrypt_compact(text, self._key).plaintext or b"").decode()
 
     def _open_attempt(self, name: str, query: Mapping[str, str], cookie: str) -> dict[str, Any]:
         """Return the login attempt of this browser, for this response (step 1)."""
         if not cookie:
             raise BadInput("expected the cookie of a login that this browser began, got none")
-        attempt: dict[str, Any] = json.loads(jwe.decrypt_compact(cookie, self._key).plaintext or b"")
+        attempt: dict[str, Any] = json.loads(self._unseal(cookie))
         if attempt["provider"] != name or attempt["exp"] <= time.time():
             raise BadInput("expected a login begun here within ten minutes, got an older one or another provider's")
         if not secrets.compare_digest(query.get("state", "").encode(), attempt["state"].encode()):

@@ -100,7 +100,7 @@ class SignOn:
             tx.sessions.add(
                 SignOnSession(
                     digest=digest_of(text), provider=provider.name, subject=person.subject, sid=person.sid,
-                    name=person.name, scopes=scopes, id_token=finished.id_token,
+                    name=person.name, scopes=scopes, id_token=finished.sealed_id_token,
                     created_at=tx.now, expires_at=person.expires_at,
                 )
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     idp = MemoryProvider()
     async with opened(tmp_path) as desk:
         store, net = desk.parts.store, cast("HttpClient", idp)
-        one = Provider.model_validate(PROVIDER)
-        sign_on = SignOn(store, LoginClient(net, [one], base="http://console.test", secret=b"s" * 32))
+        both = [Provider.model_validate(PROVIDER | more) for more in ({}, {"name": "branch"})]
+        sign_on = SignOn(store, LoginClient(net, both, base="http://console.test", secret=b"s" * 32))
         app = management_app(replace(desk.parts, sign_on=sign_on))
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://console.test") as http:
@@ -196,6 +197,43 @@ async def test_a_response_with_another_state_issuer_or_an_error_is_refused(lab: 
         assert (answer.status_code, "denied" in answer.text) == (401, False)
     reasons = " ".join(await lab.reasons())
     assert all(word in reasons for word in ("expected the state", "got another's `iss`", "access_denied"))
+
+
+async def test_a_login_at_one_provider_does_not_end_at_another(lab: Lab) -> None:
+    back = lab.idp.log_in((await lab.http.get(START)).headers["location"])
+    answer = await lab.http.get(BACK.replace("clinic", "branch"), params=back)
+    await refused(lab, answer, "another provider's")
+    assert COOKIE not in answer.cookies
+
+
+AWAY = ["//evil.example", "https://evil.example", "/\\evil.example", "/\t\\evil.example", "/\t/evil.example",
+        "/\r\n/evil.example", "\\\\evil.example", "/datasets\\..", "javascript:alert(1)", "/login"]  # fmt: skip
+
+
+@pytest.mark.parametrize("to", AWAY)
+async def test_a_login_leads_to_no_other_site(lab: Lab, to: str) -> None:
+    begun = await lab.http.get(START, params={"to": to})
+    page = (await lab.http.get(BACK, params=lab.idp.log_in(begun.headers["location"]))).text
+    assert re.findall('content="0;url=([^"]*)"', page) == ["/"]
+
+
+async def test_a_login_leads_to_the_page_that_was_asked_for(lab: Lab) -> None:
+    begun = await lab.http.get(START, params={"to": "/search?q=größe&page=2"})
+    page = (await lab.http.get(BACK, params=lab.idp.log_in(begun.headers["location"]))).text
+    assert re.findall('content="0;url=([^"]*)"', page) == ["/search?q=größe&amp;page=2"]
+
+
+async def test_the_id_token_is_stored_sealed(lab: Lab) -> None:
+    await lab.log_in("data-team")
+
+    def find(tx: Any) -> str:
+        [row] = tx.sessions.list_of(provider="clinic", subject=f"{ISSUER}#ada", sid="")
+        return str(row.id_token)
+
+    stored = await lab.desk.parts.store.read(find)
+    page = (await lab.http.post("/logout", headers={"sec-fetch-site": "same-origin"})).text
+    hint = re.findall("id_token_hint=([^&]+)", page)[0]
+    assert (hint.count("."), stored.count("."), hint in stored) == (2, 4, False)  # signed; encrypted
 
 
 async def test_a_response_without_the_browsers_own_attempt_is_refused(lab: Lab) -> None:
