@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -143,12 +143,15 @@ class WorkloadTokens:
         )
 
 
-def router(workloads: WorkloadTokens) -> APIRouter:
+def router(workloads: WorkloadTokens, exchange_login: Callable[[bytes], Awaitable[Response | None]]) -> APIRouter:
+    """`exchange_login` answers the form of a person's ID token, and None for another."""
     routes = APIRouter(tags=["system"])
 
-    @routes.post("/oauth/token", summary="Exchange a workload's token for one of this connector (RFC 8693)")
+    @routes.post("/oauth/token", summary="Exchange a workload's or person's token for one of this connector (RFC 8693)")
     async def exchange(request: Request) -> Response:
         quiet = {"cache-control": "no-store"}
+        if answer := await exchange_login(await request.body()):
+            return answer
         try:
             made = await workloads.exchange(await request.body())
         except Unauthenticated:

@@ -19,7 +19,7 @@ from connector.events import Event, LogRead, TokenIssued
 from connector.identity.openid.login import LoginClient, Provider
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import COOKIE
-from connector.management.sign_on.people import ATTEMPT_COOKIE, SignOn
+from connector.management.sign_on.people import ATTEMPT_COOKIE, GRANT, ID_TYPE, SignOn
 from connector.management.sign_on.sign_on_file import ROLES, read_sign_on_file
 from tests.connector.console.support import Console, opened
 from tests.support.openid import CLIENT, ISSUER, MemoryProvider
@@ -27,6 +27,7 @@ from tests.support.openid import CLIENT, ISSUER, MemoryProvider
 START, BACK = "/login/with/clinic", "/login/with/clinic/callback"
 OUT = "/login/with/clinic/back-channel-logout"
 GROUPS = {"data-team": "owner", "board": "approver", "revision": "auditor", "it": "operator", "science": "reader"}
+CLI = "hanse-cli"
 PROVIDER = {"name": "clinic", "title": "The clinic", "issuer": ISSUER, "client_id": CLIENT, "roles": GROUPS}
 
 
@@ -61,7 +62,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     idp = MemoryProvider()
     async with opened(tmp_path) as desk:
         store, net = desk.parts.store, cast("HttpClient", idp)
-        both = [Provider.model_validate(PROVIDER | more) for more in ({}, {"name": "branch"})]
+        both = [Provider.model_validate(PROVIDER | more) for more in ({}, {"name": "branch", "cli_client_id": CLI})]
         sign_on = SignOn(store, LoginClient(net, both, base="http://console.test", secret=b"s" * 32))
         app = management_app(replace(desk.parts, sign_on=sign_on))
         transport = httpx2.ASGITransport(app)
@@ -313,6 +314,73 @@ async def test_a_person_makes_a_personal_token_that_acts_under_the_persons_name(
     lab.http.cookies.clear()
     me = await lab.http.get("/api/v1/self", headers={"authorization": f"Bearer {made['token']}"})
     assert me.json()["caller"] == "Ada Byron (clinic)"
+
+
+async def exchange(lab: Lab, token: str, **more: str) -> httpx2.Response:
+    form = {"grant_type": GRANT, "subject_token_type": ID_TYPE, "subject_token": token}
+    return await lab.http.post("/api/v1/oauth/token", data=form | more)
+
+
+async def test_an_id_token_of_a_program_becomes_a_token_of_the_person(lab: Lab) -> None:
+    answer = await exchange(lab, lab.idp.id_token())
+    made = answer.json()
+    assert (answer.status_code, made["scope"], 590 <= made["expires_in"] <= 600) == (200, "owner read", True)
+    bearer = {"authorization": f"Bearer {made['access_token']}"}
+    me = (await lab.http.get("/api/v1/self", headers=bearer)).json()
+    assert (me["caller"], me["scopes"]) == ("Ada Byron (branch)", ["owner", "read"])
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"token": made["access_token"]})).status_code == 200
+    assert (await lab.http.get("/api/v1/self", headers=bearer)).status_code == 401
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"token": "unknown"})).status_code == 200
+
+
+async def test_a_logout_at_the_provider_ends_the_token_of_a_program(lab: Lab) -> None:
+    bearer = {"authorization": f"Bearer {(await exchange(lab, lab.idp.id_token())).json()['access_token']}"}
+    out = OUT.replace("clinic", "branch")
+    await lab.http.post(out, data={"logout_token": lab.idp.logout_token()}, headers=FROM_IDP)
+    assert (await lab.http.get("/api/v1/self", headers=bearer)).status_code == 401
+
+
+NO_ID_TOKEN = [
+    ({"aud": CLIENT}, "aud"),  # of the console's client
+    ({"aud": [CLI, "another"]}, "alone"),
+    ({"azp": "another"}, "alone"),
+    ({"iss": "https://other.example"}, "cli_client_id"),
+    ({"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}, "another kind"),
+    ({"typ": "Bearer"}, "another kind"),  # an access token of Keycloak
+    ({"exp": 1}, "expired"),
+    ({"exp": None}, "exp"),
+    ({"groups": ["strangers"]}, "gives a role"),
+]
+
+
+@pytest.mark.parametrize(("claims", "reason"), NO_ID_TOKEN)
+async def test_a_wrong_id_token_of_a_program_is_refused(lab: Lab, claims: dict[str, Any], reason: str) -> None:
+    answer = await exchange(lab, lab.idp.id_token(**claims))
+    assert (answer.status_code, answer.json()) == (400, {"error": "invalid_grant"})
+    [text] = [text for text in await lab.reasons() if "sign_on_failed" in text]
+    assert reason in text
+
+
+async def test_what_is_no_id_token_is_refused(lab: Lab) -> None:
+    lab.idp.signing = ECKey.generate_key("P-256", {"kid": "first"})
+    for token in (lab.idp.id_token(), "a.b.c", "x" * 20_000):
+        assert (await exchange(lab, token)).status_code == 400
+    assert (await exchange(lab, "a.b.c", grant_type="password")).status_code == 400
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"a": ["1", "2"]})).status_code == 400
+
+
+async def test_a_person_has_a_bounded_number_of_sessions(lab: Lab) -> None:
+    for _ in range(52):
+        assert (await exchange(lab, lab.idp.id_token())).status_code == 200
+    found = await lab.desk.parts.store.read(lambda tx: tx.sessions.list_newest(f"{ISSUER}#ada"))
+    assert len(found) == 50
+
+
+async def test_providers_with_a_client_for_programs_are_listed(lab: Lab) -> None:
+    listed = (await lab.http.get("/api/v1/oauth/providers")).json()
+    [one] = listed
+    assert (one["name"], one["issuer"], one["client_id"]) == ("branch", ISSUER, CLI)
+    assert "secret" not in str(listed)
 
 
 async def test_an_unknown_provider_is_not_found(lab: Lab) -> None:
