@@ -231,9 +231,12 @@ def _confirmation_context(request: Request, asked: ConfirmationNeeded) -> dict[s
 
 
 def local_path(path: str) -> str:
-    """Return a path if it stays within this console, otherwise `/`."""
-    fits = path.startswith("/") and not path.startswith(("//", "/\\", "/login")) and "\n" not in path
-    return path if fits and not urlsplit(path).netloc else "/"
+    """Return a path if it stays within this console, otherwise `/`.
+
+    A browser drops tabs and line ends of an address, and takes a backslash for a slash (WHATWG URL, 4.4).
+    """
+    fits = path.startswith("/") and not path.startswith(("//", "/login"))
+    return path if fits and path.isprintable() and "\\" not in path else "/"
 
 
 def _to_login(request: Request) -> Response:

@@ -87,6 +87,7 @@ class SignOnSession(ConnectorTable):
     """A session of a person who logged in at a provider; only the SHA-256 of its text is stored.
 
     It lasts no longer than the ID token. `subject` is issuer and subject, `sid` the provider's session if it has one.
+    `id_token` is sealed (decision 88).
     """
 
     __tablename__ = "sign_on_session"
