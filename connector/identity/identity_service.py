@@ -88,10 +88,10 @@ class Identity:
                 return Principal(participant)
         if scheme.lower() != "bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>`, got another scheme")
-        claims = await self._verify_token(token)
-        if self._verifier is None:
-            return Principal(claims["iss"])
-        return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
+        verified = await self._verify_token(token)
+        issuer, access_token = verified.claims["iss"], verified.claims.get("token")
+        shown = () if self._verifier is None else await self._verifier.verify(issuer, access_token)
+        return Principal(issuer, shown, verified.key)
 
     async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
         """The participant that queries our credentials, and the access token that it presents.
@@ -123,9 +123,9 @@ class Identity:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme != "Bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
-        return await self._verify_token(token)
+        return (await self._verify_token(token)).claims
 
-    async def _verify_token(self, token: str) -> dict[str, Any]:
+    async def _verify_token(self, token: str) -> self_issued_token.VerifiedToken:
         return await self_issued_token.verify(
             token,
             audience=self.did,

@@ -16,6 +16,7 @@ import time
 import uuid
 from base64 import urlsafe_b64decode
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from joserfc import jwt
@@ -51,6 +52,14 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
         **(claims or {}),
     }
     return jwt.encode(header, body, key, algorithms=["ES256"])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
+    """The claims of a valid token, and the thumbprint (RFC 7638) of the key that signed it."""
+
+    claims: dict[str, Any]
+    key: str
 
 
 class SharedReplays(Protocol):
@@ -126,8 +135,8 @@ async def verify(
     replays: Replays,
     shared: SharedReplays | None = None,
     now: float | None = None,
-) -> dict[str, Any]:
-    """The claims of a valid token. `replays` bounds what this process notes, and so what `shared` stores.
+) -> VerifiedToken:
+    """A valid token. `replays` bounds what this process notes, and so what `shared` stores.
 
     Raises: Unauthenticated, with a message that never holds the token; Busy.
     """
@@ -137,7 +146,8 @@ async def verify(
     _check_time(claims, at)  # 3
     jwk = await resolver.key(issuer, header["kid"], purpose="capabilityInvocation")
     try:  # 4
-        jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
+        key = public_key(jwk)
+        jwt.decode(token, key, algorithms=list(ALGORITHMS))
     except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
     resolver.mark_proven(issuer)
@@ -148,7 +158,7 @@ async def verify(
     )
     if not first or (shared is not None and not await shared.note_first_use(issuer, claims["jti"], expires + _LEEWAY)):
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
-    return claims
+    return VerifiedToken(claims, key.thumbprint())
 
 
 def claimed_issuer(token: str, *, audience: str) -> str:

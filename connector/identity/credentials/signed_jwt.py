@@ -77,15 +77,20 @@ def _no_number(name: str) -> float:
     raise ValueError(f"expected a number, got {name}")
 
 
-async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> None:
-    """Check that `signer` signed with a key that its document lists under `purpose`. Raises: Unauthenticated, Busy."""
+async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> str:
+    """Check that `signer` signed with a key that its document lists under `purpose`; return the key's thumbprint.
+
+    Raises: Unauthenticated, Busy.
+    """
     if read.signer not in (signer, ""):
         raise Unauthenticated(f"expected {what} signed by {signer}, got one signed by {read.signer[:200]!a}")
     jwk = await resolver.key(signer, read.kid, purpose=purpose)
     try:
-        jws.deserialize_compact(read.text, public_key(jwk), registry=_REGISTRY)
+        key = public_key(jwk)
+        jws.deserialize_compact(read.text, key, registry=_REGISTRY)
     except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
         raise Unauthenticated(f"{what} is not signed by the key of {signer} that it names") from error
+    return key.thumbprint()
 
 
 def check_period(claims: dict[str, Any], *, what: str, now: float) -> None:

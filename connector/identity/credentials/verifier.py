@@ -276,7 +276,7 @@ class Verifier:
                 f"expected a credential of a listed issuer and type, got {', '.join(credential.types)[:200]!a} of "
                 f"{credential.issuer[:200]!a}"
             )
-        await verify_jwt(
+        key = await verify_jwt(
             credential.jwt, credential.issuer, purpose="assertionMethod", what="a credential", resolver=self._resolver
         )
         until = await self._check_status(credential, now)
@@ -289,6 +289,7 @@ class Verifier:
             expires=credential.expires,
             checked_at=now,
             until=until,
+            key=key,
         )
 
     def _is_wanted(self, credential: Credential, trusted: Sequence[str]) -> bool:

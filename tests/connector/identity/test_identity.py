@@ -82,7 +82,8 @@ def token(*, key: ECKey = KEY, header: Mapping[str, Any] | None = None, **claims
 
 
 async def verify(text: str, replays: Replays | None = None) -> dict[str, Any]:
-    return await self_issued_token.verify(text, audience=US, resolver=resolver(), replays=replays or Replays())
+    found = await self_issued_token.verify(text, audience=US, resolver=resolver(), replays=replays or Replays())
+    return found.claims
 
 
 async def test_a_token_of_a_participant_names_it() -> None:

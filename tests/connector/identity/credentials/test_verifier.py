@@ -106,7 +106,10 @@ async def test_a_credential_of_a_trusted_issuer_about_the_caller_is_accepted(
         "types": ["MembershipCredential"],
         "expires": credential.expires,
         "status_checked_at": credential.checked_at,
+        "key": credential.key,
     }
+    assert len(caller.key) == len(credential.key) == 43  # SHA-256 thumbprints
+    assert caller.proof() == {"holder": HOLDER, "key": caller.key, **caller.evidence()}
 
 
 def listed(text: bytes) -> dict[str, Any]:
