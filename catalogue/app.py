@@ -14,18 +14,20 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogue import pages
-from catalogue.api import admin, error_pages, export_routes, health, routes
+from catalogue.api import admin, error_pages, export_routes, health, presentation_routes, routes
 from catalogue.api.access import ViewerAuthenticator
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
 from catalogue.members.members import Members
-from catalogue.members.register import RegisterSigner
+from catalogue.members.own_credentials import OwnCredentials
+from catalogue.members.register import CREDENTIALS_PATH, RegisterSigner
 from catalogue.search.index import Index
 from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
+from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.identity.keys import load_participant_key
@@ -73,7 +75,9 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     key = load_participant_key(settings.data_dir, new=not served)
     guard = AddressGuard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
-    identity = Identity(did=settings.did, key=key, resolver=DidResolver(net))
+    resolver = DidResolver(net)
+    resolver.allow_every_key(settings.issuer_keys_for_all_purposes)
+    identity = Identity(did=settings.did, key=key, resolver=resolver, scopes=settings.credential_scopes)
     access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
     index = Index(settings.data_dir / "index", store)
 
@@ -108,6 +112,10 @@ def create_app(
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
+    if settings.credential_folder is not None:
+        own = OwnCredentials(settings.credential_folder, did=settings.did)
+        service = PresentationService(built.identity, own.find)
+        app.include_router(presentation_routes.router(service, prefix=CREDENTIALS_PATH))
     app.include_router(health.router(built.store, built.index, built.access, built.metrics))
     app.include_router(export_routes.router(built.search, built.access, settings, page=site.dataset))
     app.include_router(site.router())

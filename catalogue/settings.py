@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from connector.identity.did import did_of
-from connector.setting_types import Address, Database, Did, Name, Networks, Place
+from connector.setting_types import Address, Database, Did, Dids, Name, Networks, Place, Scopes
 
 
 class CatalogueSettings(BaseSettings):
@@ -88,6 +88,20 @@ class CatalogueSettings(BaseSettings):
         90 * 86_400.0, gt=0, description="Seconds that a withdrawn entry is remembered, so that its address says why."
     )
 
+    issuer_keys_for_all_purposes: Dids = Field(
+        (),
+        description="DIDs of members whose DID document lists no key for any purpose, as of IdentityHub up to 0.15: "
+        "each of its keys counts for all, comma separated.",
+    )
+    credential_folder: Place = Field(
+        None,
+        description="Folder with the operator's own credentials (JWTs, *.jwt), which connectors that demand "
+        "credentials query when they are crawled; empty: the catalogue presents none.",
+    )
+    credential_scopes: Scopes = Field(
+        (), description="Types of these credentials that a crawled connector may query, comma separated."
+    )
+
     register_seconds: int = Field(600, ge=30, description="Lifetime of the signed member register, in seconds.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
@@ -98,6 +112,10 @@ class CatalogueSettings(BaseSettings):
             raise ValueError(
                 "expected HANSE_UNREACHABLE_SECONDS below HANSE_EXPIRED_SECONDS, came "
                 f"{self.unreachable_seconds:g} and {self.expired_seconds:g}"
+            )
+        if (self.credential_folder is None) == bool(self.credential_scopes):
+            raise ValueError(
+                "expected HANSE_CREDENTIAL_FOLDER and HANSE_CREDENTIAL_SCOPES, or neither; got one of them"
             )
         return self
 

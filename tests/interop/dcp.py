@@ -111,6 +111,7 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
         space = steps.Space(edc, hanse, http, directory, f"{edc.protocol}/2025-1", f"{files.url}/files", files.sunk)
         credential, index = issuer.issue(hub.participant, steps.MEMBER)
         space.withdraw = lambda: issuer.revoked.add(index)
+        space.issue = lambda holder: issuer.issue(holder, {"name": "catalogue"})[0]
         async with files.serving():
             try:
                 await hub.start(issuer, credential)
