@@ -66,7 +66,7 @@ def _values(key: str, rule: FactRule, credential: VerifiedCredential) -> Iterato
     )
     for text in texts[:_VALUES_MAX]:
         try:
-            yield check_value(key, text)
+            yield check_value(key, rule.prefix + text)
         except BadInput as error:
             _log.info("credential_value_left_out", credential=credential.id, fact=key, why=error.message)
 
