@@ -73,6 +73,10 @@ class DatasetVersioned(Event):
     """`detail`: the version before, rows, and `sha256` as where it was registered."""
 
 
+class DatasetDescribed(Event):
+    """The texts on a dataset were changed; `detail` names the changed ones."""
+
+
 class DatasetRemoved(Event): ...
 
 
@@ -173,7 +177,7 @@ class ReadTaken(Event):
 
 
 class DataReceived(Event):
-    """Data pushed to us was checked and stored. `detail`: rows, bytes, batches, whole, digest."""
+    """Data pushed to us was stored. `detail`: rows, bytes, batches, media, whole, digest."""
 
 
 class DataFetched(Event):

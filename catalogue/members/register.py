@@ -14,6 +14,7 @@ from typing import Any
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from catalogue.issuer.credential_signer import PATH as ISSUER_PATH
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member
@@ -78,14 +79,14 @@ class RegisterSigner:
         return {**facts, "country": settings.country, "url": settings.root_url, "status": "active"}
 
     def did_document(self) -> dict[str, Any]:
-        """The operator's DID document: its key for every purpose, and where the register and the search are."""
+        """The operator's DID document: its key for every purpose, and where the register, search and issuer are."""
         settings = self._settings
         made = document(settings.did, jwk=public_jwk(self._key), root_url=settings.root_url)
+        services = [("members", "HanseMemberRegister", "/members.jws"), ("search", "HanseSearch", "/api/v1/search")]
+        if settings.issuer_types:
+            services.append(("issuer", "IssuerService", ISSUER_PATH))
         made["service"] = [
             {"id": f"{settings.did}#{name}", "type": kind, "serviceEndpoint": f"{settings.root_url}{path}"}
-            for name, kind, path in (
-                ("members", "HanseMemberRegister", "/members.jws"),
-                ("search", "HanseSearch", "/api/v1/search"),
-            )
+            for name, kind, path in services
         ]
         return made

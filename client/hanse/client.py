@@ -190,6 +190,7 @@ class Space:
     def fetch(self, transfer_id: str) -> Iterator[bytes]:
         """Yield the data under a started transfer from an owner with another kind of connector, as its endpoint sends
         it. The reader's own connector calls the endpoint. Data of Hanse owners is read with `Dataset.stream`.
+        Under a push transfer, yield what was pushed to the reader's own connector.
 
         Raises:
             HanseError: BadInput for a Hanse owner (`use_stream`) and beyond the connector's limit; Unreachable

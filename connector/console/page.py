@@ -24,7 +24,7 @@ from connector import raw_access
 from connector.console.view import formatting
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
 from connector.events import Event
-from connector.infra.html.wording import TIERS
+from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
 
@@ -76,17 +76,17 @@ class ConfirmationNeeded(Exception):
         self.fields = [(name, value) for name, values in fields.items() if name != _ASK for value in values]
 
 
-async def read_form(request: Request) -> Form:
-    """Return the fields of a posted form.
+async def read_form(request: Request, *, most: int = _FIELDS_MAX) -> Form:
+    """Return the fields of a posted form, at most `most`.
 
     Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`): the page's script asks
     it and removes the field; without a script the server asks it on a page.
     """
     text = (await request.body()).decode("utf-8", "replace")
     try:
-        fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=most)
     except ValueError as error:
-        raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields; send it from the page") from error
+        raise BadInput(f"expected a form with at most {most} fields; send it from the page") from error
     if _ASK in fields:
         raise ConfirmationNeeded(fields)
     return Form(fields)
@@ -131,9 +131,13 @@ class PageRenderer:
         self._pages.globals.update(
             us={"name": name, "title": title or name, "participant": participant, "version": version},
             TIERS=TIERS,
+            ACTION_TITLES=formatting.ACTION_TITLES,
+            CONSUMERS_GROUPS=CONSUMERS_GROUPS,
             DECIDED=formatting.DECIDED,
             KINDS=formatting.KINDS,
+            OWNERS_GROUPS=OWNERS_GROUPS,
             STAGES=formatting.STAGES,
+            TEMPLATE_TITLES=formatting.TEMPLATE_TITLES,
         )
 
     def router(self) -> APIRouter:
@@ -227,9 +231,12 @@ def _confirmation_context(request: Request, asked: ConfirmationNeeded) -> dict[s
 
 
 def local_path(path: str) -> str:
-    """Return a path if it stays within this console, otherwise `/`."""
-    fits = path.startswith("/") and not path.startswith(("//", "/\\", "/login")) and "\n" not in path
-    return path if fits and not urlsplit(path).netloc else "/"
+    """Return a path if it stays within this console, otherwise `/`.
+
+    A browser drops tabs and line ends of an address, and takes a backslash for a slash (WHATWG URL, 4.4).
+    """
+    fits = path.startswith("/") and not path.startswith(("//", "/login"))
+    return path if fits and path.isprintable() and "\\" not in path else "/"
 
 
 def _to_login(request: Request) -> Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,12 +17,11 @@ from dataclasses import dataclass
 from connector.dataplane.data_address import PATH
 from connector.errors import BadInput, Busy, HanseError, PeerBusy, PeerNonsense, PeerRefused
 from connector.events import DataFetched
+from connector.infra.http.media_type import OCTETS, read_media_type
 from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
 from connector.store import Store
 from connector.store.tables import Transfer
 
-MEDIA = "application/octet-stream"
-_MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,60}/[a-z0-9!#$&^_.+-]{1,60}", re.ASCII)
 _AT_ONCE = 8
 _SECONDS = 24 * 3600.0
 _SILENCE = 120.0  # seconds without a byte; an owner may have to compute the first one
@@ -141,8 +139,8 @@ class _Progress:
     def begin(self, answer: StreamedReply, most: int) -> None:
         length = answer.headers.get("content-length", "")
         known = length.isascii() and length.isdigit() and len(length) < 19
-        media = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.head = FetchHead(media if _MEDIA_TYPE.fullmatch(media) else MEDIA, int(length) if known else -1)
+        media = read_media_type(answer.headers.get("content-type", "")) or OCTETS
+        self.head = FetchHead(media, int(length) if known else -1)
         _check_size(self.head.length, most)
 
     def add(self, piece: bytes, most: int) -> None:

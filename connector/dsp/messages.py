@@ -2,12 +2,15 @@
 
 `read(body)` takes the compact form of the 2025-1 context, prefixed names, and expanded JSON-LD; unknown members are
 ignored. `to_wire()` writes the one form that the published schemas accept and the context expands as meant.
+
+`read_document` checks members by hand. Only tests use the JSON schemas in `dsp/schemas`, to check `to_wire()`;
+the contexts in it give `jsonld` the terms.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +27,8 @@ _PROPERTIES_MAX, _ADDRESS_MAX = 50, 16 * 2**10  # of a data address; characters 
 _ENDPOINT_MAX = 8_000  # characters: as much as servers take; signed ones of stores have tokens of thousands
 _PURPOSE = "http://www.w3.org/ns/odrl/2/purpose"
 EDC = "https://w3id.org/edc/v0.0.1/ns/"  # the prefix of Eclipse EDC's property names, which it may leave out
+EDC_HTTP = "HttpData"  # EDC's type of an HTTP address
+_PREFIXED = ("baseUrl", "authKey", "authCode")  # properties of such an address (EDC, HttpDataAddressSchema)
 _EDC_CONTEXT = "https://w3id.org/edc/dspace/v0.0.1"
 _ENDPOINT_NAMES = ("endpoint", "baseUrl")  # properties in which EDC states the endpoint
 
@@ -64,9 +69,15 @@ class DataAddress:
             wire["endpoint"] = self.endpoint
         if self.properties:
             wire["endpointProperties"] = [
-                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in self.properties
+                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in self._named()
             ]
         return wire
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """The properties. EDC reads those of its own type of address with its prefix only."""
+        yield from self.properties
+        if self.endpoint_type == EDC_HTTP:
+            yield from ((f"{EDC}{name}", value) for name, value in self.properties if name in _PREFIXED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,17 @@ class Identity:
             raise Unauthenticated("expected a self-issued token with an access token in the claim `token`")
         return claims["iss"], access_token
 
+    async def authenticate_holder(self, authorization: str | None) -> tuple[str, str]:
+        """The participant that requests credentials of us, and its access token for our delivery; empty without one.
+
+        Raises: Unauthenticated, Busy.
+        """
+        claims = await self._verify_bearer(authorization)
+        access_token = claims.get("token", "")
+        if not isinstance(access_token, str):
+            raise Unauthenticated("expected a self-issued token whose claim `token` is a text, if it has one")
+        return claims["iss"], access_token
+
     async def authenticate_issuer(self, authorization: str | None) -> str:
         """The participant that delivers or offers us credentials, by its token alone. Raises: Unauthenticated, Busy."""
         return str((await self._verify_bearer(authorization))["iss"])

@@ -39,6 +39,11 @@ class ReadJwt:
     claims: dict[str, Any]
     typ: str = ""
 
+    @property
+    def is_vc11(self) -> bool:
+        """Whether a credential in it is of VC 1.1, which has it in the claim `vc`; VC 2.0 is the payload itself."""
+        return "vc" in self.claims
+
 
 def read_jwt(text: object, *, what: str, longest: int) -> ReadJwt:
     """The parts of a JWT. `what` names it in errors. Raises: Unauthenticated."""

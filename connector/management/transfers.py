@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.dataplane import foreign_fetch
 from connector.dataplane.foreign_fetch import FetchSource, ForeignFetches
-from connector.dataplane.push.push_receiver import MEDIA, PushReceiver
+from connector.dataplane.push.push_receiver import PushReceiver
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
-from connector.dsp.transfer import TransferService
+from connector.dsp.transfer import FORMATS, PUSH, TransferService
 from connector.errors import NotFound, ScopeMissing
 from connector.events import DataFetched, DataReceived
+from connector.infra.http.media_type import ARROW_STREAM, OCTETS
 from connector.management.agreements import AsRole
 from connector.management.notify import long_poll
 from connector.management.sign_on.auth import Caller, Tokens
@@ -25,6 +27,7 @@ from connector.store import Store, Transaction
 from connector.store.tables import PushedData, Transfer
 from connector.usage.grants import HELD
 
+_UNREAD = MappingProxyType({"x-content-type-options": "nosniff"})  # a browser shows nothing of what others sent
 Command = Literal["start", "suspend", "resume", "complete", "terminate"]
 State = Literal["", "REQUESTED", "STARTED", "SUSPENDED", "COMPLETED", "TERMINATED"]
 
@@ -69,11 +72,13 @@ class TransferCommandBody(BaseModel):
 class ReceivedView(BaseModel):
     """Data that a provider pushed to us. `whole`: the sender's end record confirms that it is complete.
 
-    `coming`: it is not complete yet, and only its bytes so far are known.
+    `coming`: it is not complete yet, and only its bytes so far are known. `rows`: of Arrow only; other media types come
+    from other kinds of connectors, and nothing is read in them.
     """
 
     coming: bool
     bytes: int
+    media: str = ""
     rows: int | None
     whole: bool
     received_at: float | None
@@ -136,8 +141,8 @@ async def views(
 
 def _received_view(row: PushedData | None, coming: int | None) -> ReceivedView | None:
     if row is not None:
-        about = {name: getattr(row, name) for name in ("bytes", "rows", "whole", "received_at", "removed_at")}
-        return ReceivedView(coming=False, **about)
+        about = {name: getattr(row, name) for name in ("bytes", "media", "whole", "received_at", "removed_at")}
+        return ReceivedView(coming=False, rows=row.rows if row.media == ARROW_STREAM else None, **about)
     if coming is None:
         return None
     return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
@@ -164,6 +169,12 @@ def router(
         if caller.agreement or caller.purpose:
             row = await find_row(pid)
             caller.check_bound(row.agreement_id, row.purpose)
+
+    async def send_received(pid: str) -> FileResponse:
+        path, media = await receiving.file(pid)
+        ending = ".arrows" if media == ARROW_STREAM else mimetypes.guess_extension(media) or ".bin"
+        name = f"{pid.rpartition(':')[2][:40]}{ending}"
+        return FileResponse(path, media_type=media, filename=name, headers=_UNREAD)
 
     @routes.post("", status_code=201, summary="Ask for a transfer under an agreement")
     async def ask(new: NewTransfer, caller: Caller = bound_consumer) -> TransferView:
@@ -225,30 +236,32 @@ def router(
 
     @routes.get(
         "/{pid}/data",
-        summary="The data of an owner with another kind of connector, as its endpoint sends it",
+        summary="The data of an owner with another kind of connector, as its endpoint sends it, or as it was pushed",
         response_class=StreamingResponse,
-        responses={200: {"content": {foreign_fetch.MEDIA: {}}}},
+        responses={200: {"content": {OCTETS: {}}}},
     )
-    async def fetch(pid: str, caller: Caller = fetcher) -> StreamingResponse:
+    async def fetch(pid: str, caller: Caller = fetcher) -> Response:
         await check_bound(pid, caller)
+        row = await find_row(pid)
+        if FORMATS.get(row.format) == PUSH:
+            return await send_received(pid)
         found = await transfers.get_read_address(pid)
-        source = FetchSource(await find_row(pid), found.address.endpoint, dict(found.address.properties))
+        source = FetchSource(row, found.address.endpoint, dict(found.address.properties))
         head, pieces = await fetches.open(source, by=caller.name)
-        headers = {"x-content-type-options": "nosniff", "content-disposition": "attachment"}
+        headers = {**_UNREAD, "content-disposition": "attachment"}
         if head.length >= 0:
             headers["content-length"] = str(head.length)
         return StreamingResponse(pieces, media_type=head.media, headers=headers)
 
     @routes.get(
         "/{pid}/received",
-        summary="What a provider pushed to us, as an Arrow stream",
+        summary="What a provider pushed to us: an Arrow stream, or the file that another kind of connector sent",
         response_class=FileResponse,
-        responses={200: {"content": {MEDIA: {}}}},
+        responses={200: {"content": {ARROW_STREAM: {}, OCTETS: {}}}},
     )
     async def get_received(pid: str, caller: Caller = receiver) -> FileResponse:
         await check_bound(pid, caller)
-        path = await receiving.file(pid)
-        return FileResponse(path, media_type=MEDIA, filename=f"{pid.rpartition(':')[2][:40]}.arrows")
+        return await send_received(pid)
 
     @routes.delete("/{pid}/received", status_code=204, summary="Remove what a provider pushed to us")
     async def remove_received(pid: str, caller: Caller = consumer) -> Response:

@@ -12,6 +12,8 @@ import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from connector.infra.http.media_type import ARROW_STREAM
+
 Json = dict[str, Any]
 
 
@@ -85,6 +87,7 @@ class SignOnSession(ConnectorTable):
     """A session of a person who logged in at a provider; only the SHA-256 of its text is stored.
 
     It lasts no longer than the ID token. `subject` is issuer and subject, `sid` the provider's session if it has one.
+    `id_token` is sealed (decision 88).
     """
 
     __tablename__ = "sign_on_session"
@@ -242,7 +245,10 @@ class Transfer(ConnectorTable):
 
 
 class PushedData(ConnectorTable):
-    """Data that a provider pushed under a transfer: checked, complete, and stored in a file until it is removed."""
+    """Data that a provider pushed under a transfer: complete, and stored in a file until it is removed.
+
+    Arrow is checked. Of other media types, which other kinds of connectors send, rows and batches are 0.
+    """
 
     __tablename__ = "received"
     transfer_id: Mapped[str] = mapped_column(_Key, primary_key=True)
@@ -250,7 +256,8 @@ class PushedData(ConnectorTable):
     batches: Mapped[int]
     bytes: Mapped[int]
     whole: Mapped[bool] = mapped_column(Boolean)  # confirmed by an end record; streams of other products have none
-    digest: Mapped[str] = mapped_column(_Key)  # from the end record
+    digest: Mapped[str] = mapped_column(_Key)  # from the end record; of other media types that of the bytes
+    media: Mapped[str] = mapped_column(_Key, default=ARROW_STREAM, server_default=ARROW_STREAM)
     received_at: Mapped[float]
     removed_at: Mapped[float | None]
 

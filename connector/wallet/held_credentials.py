@@ -49,6 +49,8 @@ async def store_checked(
 ) -> list[HeldCredential]:
     """Store checked credentials, all or none. `holder_pid`: our id of the request that they answer.
 
+    Each replaces what its issuer delivered for that request before with the same types in the same data model.
+
     Raises: BadInput if there are too many.
     """
 
@@ -56,6 +58,7 @@ async def store_checked(
         if tx.held_credentials.count() + len(credentials) > _HELD_MAX:
             raise BadInput(f"expected at most {_HELD_MAX} credentials in the store; remove ended ones first")
         rows = [_row(credential, holder_pid, now=tx.now) for credential in credentials]
+        _remove_replaced(tx, credentials, holder_pid)
         for row in rows:
             tx.held_credentials.store(row)
             detail = {"issuer": row.issuer, "types": row.types, "expires": row.expires, "credential": row.name}
@@ -63,6 +66,25 @@ async def store_checked(
         return rows
 
     return await store.write(work)
+
+
+def _remove_replaced(tx: Transaction, credentials: Sequence[Credential], holder_pid: str) -> None:
+    """Remove what a delivery replaces. Credentials of the same delivery do not replace each other."""
+    if not holder_pid:
+        return
+    new = {(credential.issuer, *_kind(credential.types, credential.jwt)) for credential in credentials}
+    for issuer in {credential.issuer for credential in credentials}:
+        for before in tx.held_credentials.list_delivered(issuer, holder_pid):
+            if (issuer, *_kind(before.types, _read_held(before))) in new:
+                tx.held_credentials.remove(before)
+
+
+def _kind(types: Sequence[str], jwt: ReadJwt) -> tuple[tuple[str, ...], bool]:
+    return tuple(sorted(types)), jwt.is_vc11
+
+
+def _read_held(row: HeldCredential) -> ReadJwt:
+    return read_jwt(row.jwt, what="a credential", longest=CREDENTIAL_MAX)
 
 
 def _row(credential: Credential, holder_pid: str, *, now: float) -> HeldCredential:
@@ -82,8 +104,4 @@ async def find_presentable(store: Store, scopes: Iterable[Scope], *, now: float)
     """The credentials within the scopes that have not ended, in the order in which they were stored."""
     wanted = tuple(scopes)
     rows = await store.read(lambda tx: tx.held_credentials.list_current(now)) if wanted else ()
-    return [
-        read_jwt(row.jwt, what="a credential", longest=CREDENTIAL_MAX)
-        for row in rows
-        if any(scope.covers(row.name, row.types) for scope in wanted)
-    ]
+    return [_read_held(row) for row in rows if any(scope.covers(row.name, row.types) for scope in wanted)]

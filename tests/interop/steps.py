@@ -63,6 +63,7 @@ class Space:
     sunk: dict[str, bytes] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     withdraw: Callable[[], None] | None = None  # EDC's credential; None where no credentials are presented
+    set_status: Callable[[str], None] | None = None  # of Hanse at the catalogue that issued its credential
 
     @property
     def steps(self) -> list[tuple[str, Callable[[Space], Awaitable[None]]]]:
@@ -159,6 +160,15 @@ class Space:
     async def data(self, transfer: str) -> httpx2.Response:
         """What `hanse fetch` reads."""
         return await self.http.get(f"{self.hanse.place.management}/transfers/{transfer}/data", headers=self._token())
+
+    async def lets_hanse_in(self) -> bool:
+        """Whether EDC shows Hanse its catalogue."""
+        asked = {"participant": self.edc.participant, "address": self.edc_base}
+        url = f"{self.hanse.place.management}/catalog"
+        reply = await self.http.get(url, params=asked, headers=self._token())
+        if reply.status_code not in (200, 401, 502):
+            reply.raise_for_status()
+        return reply.status_code == 200
 
     def _token(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.hanse.place.token_file.read_text().strip()}"}
@@ -357,7 +367,33 @@ async def hanse_controls(space: Space) -> None:
     await space.hanse_reaches(path, "TERMINATED")
 
 
+@step("EDC pushes to Hanse, which has the file byte by byte")
+async def hanse_is_pushed(space: Space) -> None:
+    made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"], "format": "HttpData-PUSH"})
+    row = await space.hanse_reaches(f"/transfers/{made['id']}", "COMPLETED")
+    _check((row["received"]["media"], row["received"]["bytes"]), ("text/csv", len(CSV)))
+    reply = await space.data(made["id"])
+    _check((reply.status_code, reply.headers["content-type"].partition(";")[0]), (200, "text/csv"))
+    _check(reply.content, CSV)
+
+
 # Credentials.
+
+
+@step("EDC refuses Hanse while the catalogue suspends it", CREDENTIAL_STEPS)
+async def suspend(space: Space) -> None:
+    if space.set_status is None:
+        raise RuntimeError("expected a profile with credentials")
+    _check(await space.lets_hanse_in(), True)
+    for status, expected in (("suspended", False), ("active", True)):
+        await asyncio.to_thread(space.set_status, status)
+        began = time.monotonic()
+        async with asyncio.timeout(WITHDRAWN_WITHIN):
+            while await space.lets_hanse_in() != expected:
+                await asyncio.sleep(0.5)
+        print(f"     {status}: after {time.monotonic() - began:.1f} s")
+    log = (space.directory / "edc.log").read_text()
+    _check("Credential status is 'suspension'" in log, True)
 
 
 @step("EDC is refused once its credential is withdrawn, and Hanse's log names the rule", CREDENTIAL_STEPS)

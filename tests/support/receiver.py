@@ -15,13 +15,14 @@ import xxhash
 from fastapi import FastAPI
 
 from connector.dataplane.http.vectored_body import Protocol
-from connector.dataplane.push.push_receiver import MEDIA, PushReceiver, ReceiveLimits
+from connector.dataplane.push.push_receiver import PushReceiver, ReceiveLimits
 from connector.dataplane.push.received_files import make_arrival_folder
 from connector.dataplane.push.routes import routes
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
 from connector.events import Event
 from connector.infra.formats.digests import sealed
+from connector.infra.http.media_type import ARROW_STREAM
 from connector.store import Store
 from connector.store.tables import PushedData, Transfer
 from tests.support import data, migrated
@@ -69,7 +70,7 @@ class Receiver:
     def shown(self, pid: str) -> dict[str, str]:
         """The headers of a push, as its data address has them."""
         found = {one["name"]: one["value"] for one in self.receiving.address(pid)["endpointProperties"]}
-        return {"authorization": f"Bearer {found['authorization']}", "content-type": MEDIA}
+        return {"authorization": f"Bearer {found['authorization']}", "content-type": ARROW_STREAM}
 
     async def push(self, pid: str, body: Any, *, shown: Receiver | None = None, **headers: Any) -> httpx2.Response:
         """A whole body, or the pieces of one; with the token of `shown`, whose secret is the same."""

@@ -26,6 +26,7 @@ Id = Annotated[str, typer.Argument(help="The transfer's id.", show_default=False
 _FIELDS: dict[str, Any] = {
     "id": "id", "state": "state", "format": "format", "purpose": "purpose", "why": "reason",
     "rows": lambda row: _received(row).get("rows"),
+    "media": lambda row: _received(row).get("media") or "",
     "size": lambda row: format_size(_received(row)["bytes"]) if _received(row) else "",
     "received": lambda row: time_column("received_at")(_received(row)),
 }  # fmt: skip
@@ -78,7 +79,8 @@ def receive(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     then_remove: Annotated[bool, typer.Option("--remove", help="Remove it from the connector afterwards.")] = False,
 ) -> None:
-    """Fetch what was pushed to your connector: an Arrow stream (`pyarrow.ipc.open_stream` reads it)."""
+    """Fetch what was pushed to your connector: an Arrow stream (`pyarrow.ipc.open_stream` reads it), or the file that
+    another kind of connector sent."""
     if output.exists() and not force:
         raise BadInput(f"{output} exists already; choose another name or use --force")
     connected, written = space(), 0
@@ -95,12 +97,17 @@ def receive(
 
 
 def fetch(
-    what: Annotated[str, typer.Argument(help="owner/dataset, or the id of a started transfer.", show_default=False)],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="owner/dataset, or the id of a transfer: started, or pushed to your connector.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
     purpose: Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")] = "",
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
-    """Fetch the data of an owner with another kind of connector, such as Eclipse EDC, as its endpoint sends it."""
+    """Fetch the data of an owner with another kind of connector, such as Eclipse EDC, as it sends or has pushed it."""
     if output.exists() and not force:
         raise BadInput(f"{output} exists already; choose another name or use --force")
     connected, written = space(), 0

@@ -6,7 +6,8 @@ The steps of a push; the numbers also stand next to the code:
    requested or started. Each failure gets the same answer.
 2. The body goes to a private file, within the limits of one push and of all, and within the time limits.
 3. A worker, one push at a time, reads the foreign Arrow fully. An end record in it must say complete, with the totals
-   and digest that were received.
+   and digest that were received. Other media types come from other kinds of connectors: they are kept as they are, with
+   their digest, and nothing reads them here.
 4. The file is published, and the record and its event are committed, if the transfer still runs. Then the push
    counts.
 
@@ -35,13 +36,13 @@ from connector.engine.pool.protocol import Job, Limits
 from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, internal_error
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.infra.concurrency.turn_queue import TurnQueue
+from connector.infra.http.media_type import ARROW_STREAM, OCTETS, read_media_type
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import PushedData, Transfer
 from connector.telemetry import logger
 from connector.usage.grants import PUSH_FAILED
 
 PUSHED = f"{PATH}/received"
-MEDIA = "application/vnd.apache.arrow.stream"
 _RUNS = ("REQUESTED", "STARTED")
 _AT_ONCE = 16  # pushes, and separately as many repeats
 _EACH = 8  # of these, from one counterparty (decision 33), which sends no more at once (`dsp.process_limits`)
@@ -71,9 +72,9 @@ class ReceiveLimits:
 class IncomingPush:
     """One push under way, or the repeat of a push that is `known`."""
 
-    def __init__(self, transfer: Transfer, known: PushedData | None, path: Path) -> None:
-        self.transfer, self.known, self.path = transfer, known, path
-        self.size = 0
+    def __init__(self, transfer: Transfer, known: PushedData | None, path: Path, media: str) -> None:
+        self.transfer, self.known, self.path, self.media = transfer, known, path, media
+        self.size, self.digest = 0, hashlib.sha256()
         self.waited, self.recent_bytes = 0.0, 0  # seconds and bytes since enough was received
         self.checking = False
         self.over = known is not None  # it counts, or its file is removed
@@ -171,9 +172,12 @@ class PushReceiver:
         or not running. After any other error nothing of the push is kept, and its event has the reason.
         """
         transfer, known = await self._find_transfer(transfer_id, authorization)  # 1
-        if known is None and media.partition(";")[0].strip().lower() != MEDIA:
-            raise BadInput(f"expected {MEDIA}, got {media[:100]!r}", code="media_type")
-        coming = await self._assign_place(transfer, known)
+        media = read_media_type(media or OCTETS)
+        if known is None and not media:
+            raise BadInput(
+                f"expected the media type of the body, such as {ARROW_STREAM} or text/csv", code="media_type"
+            )
+        coming = await self._assign_place(transfer, known, media)
         try:
             if transfer.code == _FULL:
                 await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=None))
@@ -215,19 +219,19 @@ class PushReceiver:
             raise refusal
         return row, known
 
-    async def _assign_place(self, transfer: Transfer, known: PushedData | None) -> IncomingPush:
+    async def _assign_place(self, transfer: Transfer, known: PushedData | None, media: str) -> IncomingPush:
         """Take a place for the push. Without one, its transfer shows that it waits.
 
         Raises: Busy without a place.
         """
         try:
-            return self._start_push(transfer, known)
+            return self._start_push(transfer, known, media)
         except Busy as full:
             if full.code == _FULL != transfer.code:
                 await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=full))
             raise
 
-    def _start_push(self, transfer: Transfer, known: PushedData | None) -> IncomingPush:
+    def _start_push(self, transfer: Transfer, known: PushedData | None, media: str) -> IncomingPush:
         """Register the push. An unfinished push of the same transfer was cut off, and is stopped.
 
         Repeats last as long as their senders like and bring nothing, so they have places of their own.
@@ -243,7 +247,8 @@ class PushReceiver:
             self._check_places(transfer, known)
         if before is not None:
             before.stop(BadInput("the same push was started again", code="replaced"))
-        coming = self._coming[transfer.id] = IncomingPush(transfer, known, self._arriving / secrets.token_hex(16))
+        coming = IncomingPush(transfer, known, self._arriving / secrets.token_hex(16), media)
+        self._coming[transfer.id] = coming
         return coming
 
     def _check_places(self, transfer: Transfer, known: PushedData | None) -> None:
@@ -264,8 +269,7 @@ class PushReceiver:
                     return coming.known
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
-                found = await coming.do(self._check_arrow(coming))  # 3
-            check_complete(found)
+                found = await coming.do(self._check(coming))  # 3
             return await asyncio.shield(self._publish(coming, found))  # 4
         except TimeoutError:
             raise BadInput(
@@ -309,6 +313,7 @@ class PushReceiver:
         with received_files.create_private(coming.path) as file:
             while (piece := await self._read_piece(coming, ask)) is not None:
                 self._make_room(coming, len(piece))
+                coming.digest.update(piece)
                 held += piece
                 if len(held) >= _WRITE:
                     await received_files.run_in_thread(received_files.write_all, file.fileno(), held)
@@ -356,6 +361,14 @@ class PushReceiver:
         while left >= 0 and (piece := await self._read_piece(coming, ask)) is not None:
             left -= len(piece)
 
+    async def _check(self, coming: IncomingPush) -> Mapping[str, Any]:
+        """Return what is known of the file: of Arrow what it holds, of other media types the digest of its bytes."""
+        if coming.media != ARROW_STREAM:
+            return {"rows": 0, "batches": 0, "digest": f"sha256:{coming.digest.hexdigest()}", "end": None}
+        found: Mapping[str, Any] = await self._check_arrow(coming)
+        check_complete(found)
+        return found
+
     async def _check_arrow(self, coming: IncomingPush) -> Any:
         """Return what a worker finds in the file. One push at a time, in turn between senders: workers are for
         queries."""
@@ -395,12 +408,15 @@ class PushReceiver:
         coming = self._coming.get(transfer_id)
         return None if coming is None else coming.size
 
-    async def file(self, transfer_id: str) -> Path:
-        """Return the file received under a transfer. Raises: NotFound, which says why it is missing."""
+    async def file(self, transfer_id: str) -> tuple[Path, str]:
+        """Return the file received under a transfer, and its media type.
+
+        Raises: NotFound, which says why it is missing.
+        """
         known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         path = self._file(transfer_id)
         if known is not None and known.removed_at is None and path.exists():
-            return path
+            return path, known.media
         if known is None:
             why = "it is still arriving" if transfer_id in self._coming else "see the transfer's state and reason"
             raise NotFound(f"nothing was received under {transfer_id!r}: {why}", code="nothing_received")
@@ -549,6 +565,7 @@ def _store_record(tx: Transaction, coming: IncomingPush, found: Mapping[str, Any
         rows=found["rows"],
         batches=found["batches"],
         bytes=coming.size,
+        media=coming.media,
         whole=found["end"] is not None,
         digest=found["digest"],
         received_at=tx.now,
@@ -556,7 +573,7 @@ def _store_record(tx: Transaction, coming: IncomingPush, found: Mapping[str, Any
     )
     tx.pushed_data.add(row)
     transfer.code, transfer.reason, transfer.updated_at = "", "", tx.now
-    about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
+    about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "media", "whole", "digest")}
     tx.publish(_build_event(DataReceived, transfer, detail=about))
     return row
 

@@ -1,4 +1,5 @@
-"""HTTP routes for received pushes: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body.
+"""HTTP routes for received pushes: `POST` (or `PUT`) `/data/v1/received/{transfer}` with an Arrow stream as the body,
+or a file of another media type from another kind of connector.
 
 Frames only; `push_receiver` decides. Mounted before the framework, whose body limit is for small requests. A refusal is
 sent before the body has arrived. A little of the rest is read then, so that its sender receives the refusal.

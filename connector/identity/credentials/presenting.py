@@ -18,8 +18,8 @@ _V1, _V2 = "https://www.w3.org/2018/credentials/v1", "https://www.w3.org/ns/cred
 
 def make_presentations(credentials: Sequence[ReadJwt], key: ECKey, *, did: str, verifier: str, now: float) -> list[str]:
     """Presentations of all credentials as JWTs. Without credentials there is none."""
-    old = [one.text for one in credentials if "vc" in one.claims]
-    new = [one.text for one in credentials if "vc" not in one.claims]
+    old = [one.text for one in credentials if one.is_vc11]
+    new = [one.text for one in credentials if not one.is_vc11]
     made = [_sign(_of_v1(old, did), key, did, verifier, now, kind="JWT")] if old else []
     return [*made, _sign(_of_v2(new, did), key, did, verifier, now, kind="vp+jwt")] if new else made
 

@@ -114,12 +114,16 @@ def _check_providers(file: Path, providers: Sequence[Provider]) -> None:
     names = [provider.name for provider in providers]
     if len(set(names)) != len(names):
         raise BadInput(f"{file}: expected a name for each provider, got the same twice")
+    at_command_line = [provider.issuer for provider in providers if provider.cli_client_id]
+    if len(set(at_command_line)) != len(at_command_line):
+        raise BadInput(f"{file}: expected `cli_client_id` once for an issuer, got it twice")
     for provider in providers:
         if unknown := sorted(set(provider.roles.values()) - set(ROLES)):
             raise BadInput(f"{file}: expected roles among {', '.join(ROLES)}, got {', '.join(unknown)}")
         _check_client(file, provider)
-        if "openid" not in provider.scopes.split():
-            raise BadInput(f"{file}: expected the scope openid for {provider.name}, got {provider.scopes!r}")
+        for scopes in (provider.scopes, provider.cli_scopes):
+            if "openid" not in scopes.split():
+                raise BadInput(f"{file}: expected the scope openid for {provider.name}, got {scopes!r}")
 
 
 def _check_client(file: Path, provider: Provider) -> None:

@@ -19,7 +19,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -183,12 +183,17 @@ class WorkloadTokens:
         )
 
 
-def router(workloads: WorkloadTokens) -> APIRouter:
+def router(workloads: WorkloadTokens, exchange_login: Callable[[bytes], Awaitable[Response | None]]) -> APIRouter:
+    """`exchange_login` answers the form of a person's ID token, and None for another."""
     routes = APIRouter(tags=["system"])
 
-    @routes.post("/oauth/token", summary="Exchange a workload's token or a service's assertion (RFC 8693, RFC 7523)")
+    @routes.post(
+        "/oauth/token", summary="Exchange a person's or workload's token, or a service's assertion (RFC 8693, RFC 7523)"
+    )
     async def exchange(request: Request) -> Response:
         quiet = {"cache-control": "no-store"}
+        if answer := await exchange_login(await request.body()):
+            return answer
         try:
             made = await workloads.exchange(await request.body())
         except Unauthenticated as error:

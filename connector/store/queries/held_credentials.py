@@ -17,16 +17,16 @@ class HeldCredentialQueries:
         self._session = session
 
     def store(self, row: HeldCredential) -> None:
-        """Store a credential; the same one again is kept once.
-
-        A delivered one replaces what its issuer delivered before with the same types for the same request.
-        """
-        if row.holder_pid:
-            same = select(HeldCredential).filter_by(issuer=row.issuer, holder_pid=row.holder_pid)
-            for before in self._session.scalars(same).all():
-                if sorted(before.types) == sorted(row.types) and before.id != row.id:
-                    self._session.delete(before)
+        """Store a credential; the same one again is kept once."""
         self._session.merge(row)
+
+    def list_delivered(self, issuer: str, holder_pid: str) -> Sequence[HeldCredential]:
+        """What an issuer has delivered for one of our requests."""
+        found = select(HeldCredential).filter_by(issuer=issuer, holder_pid=holder_pid)
+        return self._session.scalars(found).all()
+
+    def remove(self, row: HeldCredential) -> None:
+        self._session.delete(row)
 
     def count(self) -> int:
         return self._session.scalar(select(func.count()).select_from(HeldCredential)) or 0

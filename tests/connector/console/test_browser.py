@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from html import escape, unescape
 from itertools import product
@@ -14,11 +13,12 @@ import pytest
 from connector import console
 from connector.infra import html
 from tests.connector.console.support import opened
+from tests.support import chromium
 
 STATIC = Path(console.__file__).parent / "static"
 LOOK = (html.FOLDER / "hanse.css").read_text()
 SCRIPTS = (html.FOLDER / "hanse.js").read_text() + (STATIC / "console.js").read_text()
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = chromium.program()
 NAMES = ["Overview", "Datasets", "Offers", "Negotiations", "Agreements", "Transfers", "Search", "Query", "Audit"]
 MEASURED = """
 addEventListener("load", () => {

@@ -46,6 +46,26 @@ async def test_the_transfers_page_offers_what_was_received(full: Console) -> Non
     assert f"{API}/received" not in (await full.get("/transfers", "read")).text
 
 
+async def test_a_file_of_another_kind_of_connector_has_its_media_type(full: Console) -> None:
+    def change(tx: Transaction) -> None:
+        row = tx.pushed_data.get(PID)
+        assert row is not None
+        row.rows, row.media = 0, "text/csv"
+
+    await full.parts.store.write(change)
+    page = (await full.get("/transfers", "read", "consume")).text
+    assert "a file (text/csv), 32 B received" in page
+    assert "did not confirm" not in page
+    for path in ("received", "data"):
+        answer = await full.get(f"{API}/{path}", "consume")
+        assert (answer.status_code, answer.content) == (200, BODY)
+        assert answer.headers["content-type"].partition(";")[0] == "text/csv"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert 'filename="t-push.csv"' in answer.headers["content-disposition"]
+    shown = (await full.get(API, "read")).json()["received"]
+    assert (shown["rows"], shown["media"]) == (None, "text/csv")
+
+
 async def test_it_is_downloaded_by_whoever_may_consume(full: Console) -> None:
     answer = await full.get(f"{API}/received", "consume")
     assert (answer.status_code, answer.content) == (200, BODY)

@@ -15,6 +15,7 @@ from connector.dataplane.data_address import PATH
 from connector.dataplane.foreign_fetch import FetchHead, FetchSource, ForeignFetches
 from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerFailed, PeerRefused
 from connector.events import Event
+from connector.infra.http.media_type import OCTETS
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.store import Store
 from connector.store.tables import Transfer
@@ -104,7 +105,7 @@ async def test_the_bytes_are_those_of_the_endpoint(reader: Reader, body: bytes, 
 @pytest.mark.parametrize("media", ["", "text", "text/html\tx", "a/b/c", "x" * 70 + "/y"])
 async def test_a_media_type_that_is_none_is_not_passed_on(reader: Reader, media: str) -> None:
     async with serving(lambda _: sized(200, ROWS, content_type=media)) as url:
-        assert (await reader.all(url))[0].media == foreign_fetch.MEDIA
+        assert (await reader.all(url))[0].media == OCTETS
 
 
 async def test_the_token_is_sent_as_it_is_first_and_as_bearer_token_after_a_refusal(reader: Reader) -> None:

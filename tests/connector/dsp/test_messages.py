@@ -390,3 +390,13 @@ def test_a_member_under_two_spellings_says_one_thing(beside: dict[str, Any], ref
     else:
         read = messages.read_document(body, ContractRequestMessage)
         assert (read.id, read.consumer_pid) == ("mine", "one")
+
+
+def test_an_address_of_edcs_type_has_its_names_with_and_without_the_prefix() -> None:
+    named = (("baseUrl", "https://a.example/sink"), ("authKey", "Authorization"), ("authCode", "t"), ("maxBytes", "9"))
+    wire = messages.DataAddress("HttpData", "https://a.example/sink", named).to_wire()
+    found = [(one["name"], one["value"]) for one in wire["endpointProperties"]]
+    assert found == [*named, *((f"https://w3id.org/edc/v0.0.1/ns/{name}", value) for name, value in named[:3])]
+    again = messages.address_of(wire)
+    assert again is not None
+    assert again.properties == named

@@ -79,6 +79,25 @@ async def test_a_renewed_credential_replaces_that_of_the_same_request(store: Sto
         assert await held(store) == count
 
 
+async def test_one_delivery_holds_a_credential_in_both_data_models(store: Store, wallet: httpx2.AsyncClient) -> None:
+    for _ in range(2):  # the second renews both
+        both = [World(profile).credential(jti=f"urn:{time.time_ns()}") for profile in (V1, V2)]
+        answer = await wallet.post("/dcp/credentials", json=delivery(*both), headers=of(ISSUER))
+        assert answer.status_code == 200
+        rows = await store.read(lambda tx: list(tx.held_credentials.list_current(time.time())))
+        assert sorted(row.jwt for row in rows) == sorted(both)
+    only_new = World(V2).credential(jti=f"urn:{time.time_ns()}")  # the credential of VC 1.1 stays
+    await wallet.post("/dcp/credentials", json=delivery(only_new), headers=of(ISSUER))
+    rows = await store.read(lambda tx: list(tx.held_credentials.list_current(time.time())))
+    assert sorted(row.jwt for row in rows) == sorted([both[0], only_new])
+
+
+async def test_alike_credentials_of_one_delivery_are_all_held(store: Store, wallet: httpx2.AsyncClient) -> None:
+    alike = [World().credential(jti=f"urn:{time.time_ns()}") for _ in range(2)]
+    await wallet.post("/dcp/credentials", json=delivery(*alike), headers=of(ISSUER))
+    assert await held(store) == 2
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "another message": {"type": "CredentialRequestMessage"},
     "no type": {"type": None},

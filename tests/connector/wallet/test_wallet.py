@@ -14,6 +14,8 @@ from fastapi import FastAPI
 
 from connector.errors import BadInput, Busy, PeerUnreachable, Unauthenticated
 from connector.identity.credentials.access_token import mint_access_token
+from connector.identity.credentials.presentation import read_presentation
+from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.infra.http import problem_json
@@ -99,6 +101,24 @@ async def test_a_verifier_accepts_what_a_holder_presents(
     caller = await identity(world).authenticate(await holder.mint(US))
     assert [one.types for one in caller.credentials] == [("MembershipCredential",)]
     assert len(sent) == 1
+
+
+async def test_a_presentation_holds_credentials_of_one_data_model(store: Store, wallet: httpx2.AsyncClient) -> None:
+    for profile in (V1, V2):
+        await hold(store, World(profile))
+    presented = (await ask(wallet)).json()["presentation"]
+    found = [
+        await read_presentation(
+            one,
+            holder=HOLDER,
+            audience=US,
+            without_audience=False,
+            resolver=DidResolver(World()),
+            now=time.time(),  # type: ignore[arg-type]  # a fake
+        )
+        for one in presented
+    ]
+    assert [[read_jwt(text, what="", longest=99_999).is_vc11 for text in texts] for texts in found] == [[True], [False]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import random
 import threading
@@ -23,6 +24,7 @@ from connector.dataplane.push import received_files
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import TRAILER_KEY, Job
 from connector.errors import BadInput, Busy, NotFound
+from connector.infra.http.media_type import ARROW_STREAM
 from connector.store import UNKNOWN
 from tests.support import data
 from tests.support.own_name import changed
@@ -51,11 +53,11 @@ class Sender:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def to(cls, here: Receiver, pid: str) -> Sender:
+    async def to(cls, here: Receiver, pid: str, *, media: str = ARROW_STREAM) -> Sender:
         reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(here.url).port)
         made = cls(reader, writer)
         head = [f"POST /data/v1/received/{pid} HTTP/1.1", "host: x", "transfer-encoding: chunked"]
-        head += [f"{name}: {value}" for name, value in here.shown(pid).items()]
+        head += [f"{name}: {value}" for name, value in {**here.shown(pid), "content-type": media}.items()]
         writer.write("\r\n".join([*head, "", ""]).encode())
         return made
 
@@ -74,7 +76,7 @@ async def test_a_whole_stream_is_kept_for_nobody_elses_eyes(here: Receiver, pid:
     known = await here.known(pid)
     assert known is not None
     assert (known.rows, known.batches, known.bytes, known.whole) == (2000, 4, len(WHOLE), True)
-    path = await here.receiving.file(pid)
+    path, _ = await here.receiving.file(pid)
     assert path.read_bytes() == WHOLE
     assert path.stat().st_mode & 0o777 == 0o600
     (event,) = here.told(pid)
@@ -89,7 +91,7 @@ async def test_what_is_sent_in_pieces_is_the_same(here: Receiver, pid: str) -> N
             yield WHOLE[at : at + 1000]
 
     assert (await here.push(pid, pieces())).status_code == 200
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
 
 
 async def test_a_stream_of_others_has_no_end_record_and_is_marked_so(here: Receiver, pid: str) -> None:
@@ -128,7 +130,7 @@ async def test_a_repeat_of_what_was_received_changes_nothing(here: Receiver, pid
     await here.moved(pid, "COMPLETED")
     again = await here.push(pid, stream(10))
     assert (again.status_code, again.json()) == (200, first.json())
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
     assert len(here.told(pid)) == 1
 
 
@@ -150,7 +152,7 @@ async def test_a_repeat_that_dribbles_has_an_end_too(here: Receiver, pid: str, m
     assert b'"too_slow"' in await dribbled(here, pid)
     assert [event.kind for event in here.told(pid)] == ["DataReceived"]  # nothing of it has changed
     assert (await here.row(pid)).code == ""
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
 
 
 async def test_repeats_take_no_place_of_what_has_not_come_yet(
@@ -344,14 +346,54 @@ async def test_a_repeat_takes_the_place_of_one_that_hangs(here: Receiver, pid: s
     await until(lambda: here.receiving.progress(pid) == 5000)
     assert (await here.push(pid, WHOLE)).status_code == 200
     assert b'"replaced"' in await hanging.answer()
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
     assert [path for path in here.files() if path.parent.name == "arriving"] == []
 
 
-async def test_another_media_type_is_refused(here: Receiver, pid: str) -> None:
+@pytest.mark.parametrize(
+    ("header", "media"),
+    [("text/csv", "text/csv"), ("Text/CSV; charset=utf-8", "text/csv"), ("", "application/octet-stream")],
+)
+async def test_a_file_of_another_kind_of_connector_is_kept_as_it_is(
+    here: Receiver, pid: str, header: str, media: str
+) -> None:
     await here.transfer(pid)
-    answer = await here.push(pid, b"a,b\n", **{"content-type": "text/csv"})
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"id,value\n"
+        yield b"1,\xff\n"
+
+    answer = await here.push(pid, pieces(), **{"content-type": header})
+    assert (answer.status_code, answer.json()["rows"]) == (200, 0)
+    path, found = await here.receiving.file(pid)
+    assert (path.read_bytes(), found) == (b"id,value\n1,\xff\n", media)
+    known = await here.known(pid)
+    assert known is not None
+    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    assert (known.bytes, known.media, known.whole, known.digest) == (path.stat().st_size, media, False, digest)
+    (event,) = here.told(pid)
+    assert (event.detail["media"], event.detail["digest"]) == (media, digest)
+
+
+@pytest.mark.parametrize("header", ["text", "text/a b", f"text/{'x' * 61}"])
+async def test_a_media_type_that_is_none_is_refused(here: Receiver, pid: str, header: str) -> None:
+    await here.transfer(pid)
+    answer = await here.push(pid, b"a,b\n", **{"content-type": header})
     assert (answer.status_code, answer.json()["code"]) == (400, "media_type")
+
+
+async def test_a_file_that_is_too_large_or_cut_is_not_kept(here: Receiver, pid: str) -> None:
+    before, other = here.files(), await here.transfer(f"{pid}-other")
+    await here.transfer(pid)
+    answer = await here.push(other, b"x" * (here.receiving.room.each + 1), **{"content-type": "text/csv"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "push_too_large")
+    await nothing_left(here, other, before, "push_too_large")
+    sender = await Sender.to(here, pid, media="text/csv")
+    await sender.send(b"id,value\n")
+    await until(lambda: here.receiving.progress(pid) == 9)
+    sender.writer.close()
+    await until(lambda: here.told(pid))
+    await nothing_left(here, pid, before, "cut")
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "TERMINATED", "COMPLETED"])
@@ -539,7 +581,7 @@ async def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_removed(here: Re
         with pytest.raises(Busy, match="Read-only file system") as raised:
             await here.receiving.remove(pid, by="anna")
         assert raised.value.code == "not_removed"
-        assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+        assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
         assert [event.kind for event in here.told(pid)] == ["DataReceived"]
     await here.receiving.remove(pid, by="anna")
     assert here.files() == before
@@ -711,10 +753,10 @@ async def test_a_start_removes_what_an_earlier_run_left(tmp_path: Path, pid: str
         await before.store.write(lambda tx: setattr(tx.transfers.get(ended), "state", "TERMINATED"))
         for folder in ("arriving", "kept"):
             (before.folder / folder / "left").write_bytes(b"half of it")
-        good = await before.receiving.file(kept)
+        good, _ = await before.receiving.file(kept)
     async with running(tmp_path) as after:
         assert after.files() == [good]
-        assert (await after.receiving.file(kept)).read_bytes() == WHOLE
+        assert (await after.receiving.file(kept))[0].read_bytes() == WHOLE
         gone = await after.known(ended)
         assert gone is not None
         assert gone.removed_at
@@ -723,7 +765,7 @@ async def test_a_start_removes_what_an_earlier_run_left(tmp_path: Path, pid: str
 async def test_the_workers_see_what_arrives_and_nothing_that_was_received(here: Receiver, pid: str) -> None:
     await here.transfer(pid)
     await here.push(pid, WHOLE)
-    path = await here.receiving.file(pid)
+    path, _ = await here.receiving.file(pid)
     with pytest.raises(BadInput):
         await here.pool.ask(Job(kind="check_arrow", arguments={"path": str(path)}))
 
@@ -772,7 +814,7 @@ async def test_a_push_of_whose_record_nobody_knows_whether_it_was_kept_is_not_re
     assert (first.status_code, first.json()["code"]) == (503, UNKNOWN)
     again = await here.push(pid, WHOLE)
     assert again.status_code == 200
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
     assert [event.kind for event in here.told(pid)] == ["DataReceived"]
 
 
@@ -798,7 +840,7 @@ async def test_a_push_whose_record_comes_to_be_kept_while_its_repeat_is_checked_
     assert (await here.push(pid, stream(1_000))).json()["code"] == "being_checked"
     assert (await here.row(pid)).code == ""
     assert (await here.push(pid, WHOLE)).status_code == 200
-    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
     assert here.receiving._held - held == len(WHOLE)
 
 
@@ -809,9 +851,9 @@ async def test_what_came_whole_stays_where_its_provider_gave_up_sending_it(tmp_p
         assert (await before.push(pid, WHOLE)).status_code == 200
         await before.moved(pid, "TERMINATED", code="push_failed")
         await until(lambda: not before.receiving._tasks)
-        assert (await before.receiving.file(pid)).read_bytes() == WHOLE
+        assert (await before.receiving.file(pid))[0].read_bytes() == WHOLE
     async with running(tmp_path) as after:
-        assert (await after.receiving.file(pid)).read_bytes() == WHOLE
+        assert (await after.receiving.file(pid))[0].read_bytes() == WHOLE
 
 
 async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:

@@ -96,7 +96,7 @@ async def test_what_is_pushed_is_what_is_there(provider: Provider, consumer: Rec
     known = await consumer.known(pid)
     assert known is not None
     assert known.whole
-    with pa.ipc.open_stream((await consumer.receiving.file(pid)).read_bytes()) as reader:
+    with pa.ipc.open_stream((await consumer.receiving.file(pid))[0].read_bytes()) as reader:
         got = reader.read_all()
     expected = pq.read_table(provider.path)
     assert got.equals(expected.cast(got.schema))

@@ -173,7 +173,7 @@ async def test_what_is_pushed_out_of_files_is_what_is_there(consumer: Receiver, 
             known = await consumer.known(pid)
             assert known is not None
             assert known.whole
-            with pa.ipc.open_stream((await consumer.receiving.file(pid)).read_bytes()) as reader:
+            with pa.ipc.open_stream((await consumer.receiving.file(pid))[0].read_bytes()) as reader:
                 got = reader.read_all()
             assert got.equals(pq.read_table(path).cast(got.schema))
 

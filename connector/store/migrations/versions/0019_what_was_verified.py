@@ -1,13 +1,13 @@
 """what was verified of a counterparty when an agreement was made
 
-Revision: 0018, after 0017
+Revision: 0019, after 0018
 """
 
 from alembic import op
 import sqlalchemy as sa
 
-revision = '0018'
-down_revision = '0017'
+revision = '0019'
+down_revision = '0018'
 branch_labels = None
 depends_on = None
 
