@@ -22,9 +22,9 @@ from catalogue.issuer.status_lists import SignedStatusList, StatusListPublisher
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Issuance
 from connector.errors import BadInput, NotFound, Unauthenticated
-from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.did import CONTEXT
 from connector.identity.identity_service import Identity
+from connector.identity.signed_jwt import read_jwt
 from connector.infra.concurrency.recent_keys import RateLimit
 from connector.telemetry import logger
 

@@ -24,17 +24,21 @@ from joserfc.jws import JWSRegistry
 from connector.errors import BadInput, Busy, HanseError, PeerUnreachable
 from connector.infra.net.http_client import HttpClient
 from connector.infra.net.httpx_transport import GuardedTransport
+from connector.telemetry import logger
 
 LEEWAY_S = 30
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 _SIGNING = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
 _ASSERTION_SECONDS = 60
 _METADATA_SECONDS = 3600.0  # then discovery and keys are read again
+_METADATA_KEPT_SECONDS = 24 * 3600.0  # so long what was read last counts, where it cannot be read again
+_RELOAD_PAUSE_SECONDS = 60.0  # between attempts to read it again then
 _KEYS_PAUSE_SECONDS = 10.0  # between two readings of the keys on account of an unknown one
 _DOWN_SECONDS = 5.0  # in which an issuer that did not answer is not called again
 _ANSWER_BYTES = 2**20
 _UNREACHABLE = (httpx2.HTTPError, PeerUnreachable, Busy)
 T = TypeVar("T")
+_log = logger("sign-on")
 FAILED = (
     AuthlibBaseError,
     JoseError,
@@ -119,16 +123,30 @@ class IssuerClient:
             ),
         )
         self._app: StarletteOAuth2App | None = None
-        self._loaded = self._keys_read = 0.0
+        self._loaded = self._load_at = self._keys_read = 0.0
         self._down_until = 0.0
         self._calling = asyncio.Lock()  # one caller asks the issuer; the others wait for what it learns
 
     async def app(self) -> StarletteOAuth2App:
         """Return the client with current metadata. Raises: BadInput for metadata of another issuer; Busy."""
         async with self._calling:
-            if self._app is None or time.monotonic() - self._loaded > _METADATA_SECONDS:
-                self._app, self._loaded = await self._call(self._load), time.monotonic()
+            if self._app is None or time.monotonic() >= self._load_at:
+                self._app = await self._load_or_keep()
             return self._app
+
+    async def _load_or_keep(self) -> StarletteOAuth2App:
+        """Return new metadata, or for a day those at hand where the issuer gives none: logins and jobs go on."""
+        now = time.monotonic()
+        try:
+            app = await self._call(self._load)
+        except FAILED as error:
+            if self._app is None or now - self._loaded > _METADATA_KEPT_SECONDS:
+                raise
+            _log.warning("issuer_metadata_not_renewed", issuer=self._issuer, reason=str(error)[:300])
+            self._load_at = now + _RELOAD_PAUSE_SECONDS
+            return self._app
+        self._loaded, self._load_at = now, now + _METADATA_SECONDS
+        return app
 
     async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Wait for an answer of the issuer. Raises: Busy, for a while without a call if it did not answer before."""

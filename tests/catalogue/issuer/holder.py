@@ -16,11 +16,11 @@ from catalogue.store import CatalogueTransaction
 from connector.identity import self_issued_token
 from connector.identity.credentials.presenting import make_presentations
 from connector.identity.credentials.rules import CredentialRules
-from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.credentials.verifier import Verifier
 from connector.identity.did import CONTEXT, DidResolver, document
 from connector.identity.identity_service import OwnWallet
 from connector.identity.keys import public_jwk
+from connector.identity.signed_jwt import read_jwt
 from connector.infra.net.http_client import HttpClient
 from connector.infra.net.http_client import Reply as HttpReply
 from tests.catalogue import provider as providers

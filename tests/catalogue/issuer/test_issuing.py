@@ -12,7 +12,7 @@ from catalogue.issuer.profiles import VC11, VC20
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueTransaction
 from connector.errors import Busy, Unauthenticated
-from connector.identity.credentials.signed_jwt import read_jwt
+from connector.identity.signed_jwt import read_jwt
 from tests.catalogue.conftest import ROOT, Catalogue
 from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, SENSITIVE, Holder, deliver, verifier
 from tests.catalogue.provider import Provider, Reply, Request

@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from connector.errors import BadInput, Busy, PeerUnreachable, Unauthenticated
 from connector.identity.credentials.access_token import mint_access_token
 from connector.identity.credentials.presentation import read_presentation
-from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
+from connector.identity.signed_jwt import read_jwt
 from connector.infra.http import problem_json
 from connector.infra.net.http_client import Reply
 from connector.store import Store
