@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -43,6 +44,8 @@ from policies.vocabulary.purpose_texts import purpose_texts, title_of
 _FORM_MAX = 64 * 1024
 _FIELDS_MAX = 10_000  # a tick for each visible column
 _ACTIONS = ("ds:query", "ds:stream", "ds:train")
+_CHANGED = "the dataset, its columns or the kind of answer changed; look at the fields as they are now, then publish"
+_BOTH_EDITED = "expected changes in the fields or in the YAML, got both; the YAML counts: look at it, then publish"
 _DEFAULT_PROBLEM = "the offer is empty; choose a template, or fill in a name and what partners may do"
 
 
@@ -71,6 +74,15 @@ class Draft:
     verdict: dict[str, Any] | None = None
     withheld: list[dict[str, Any]] = field(default_factory=list)
     changes: TermChanges | None = None
+    both_edited: bool = False
+
+    @property
+    def drawn(self) -> str:
+        """Digest of what decides which data each field is about; a form returns it, so that only what was shown is
+        published."""
+        columns = [(one.name, one.type) for one in self.columns]
+        shown = (self.dataset, self.fields.about_groups, self.has_fields, columns)
+        return sha256(repr(shown).encode(errors="surrogatepass")).hexdigest()[:32]
 
     @property
     def can_publish(self) -> bool:
@@ -84,7 +96,7 @@ class Draft:
     @property
     def shape(self) -> str:
         """What decides which fields there are; the page draws them anew when it changes."""
-        shown = (self.dataset, self.fields.answers, self.fields.purposes, self.has_fields, len(self.columns))
+        shown = (self.drawn, self.fields.answers, self.fields.purposes)
         return repr((shown, self.form is not None and offer_fields.words_without_field(self.form)))
 
     def show_problems(self, problems: list[dict[str, str]]) -> None:
@@ -104,20 +116,21 @@ def router(
 ) -> APIRouter:
     routes = pages.router()
 
-    async def _columns(dataset: str) -> list[ColumnFigures]:
-        """Return the columns of a dataset with their figures; none if there is no such dataset."""
+    async def _find_dataset(dataset: str) -> tuple[str, list[ColumnFigures]]:
+        """Return the name of a dataset (or id), as the page lists it, and its columns with their figures; none if there
+        is no such dataset."""
         try:
             row, version = await registry.get(dataset)
         except NotFound:
-            return []
+            return dataset, []
         found = datasets_api.view(row, version, raw=True).columns
-        return [_column_figures(one.name, one.type, one.statistics or {}) for one in found]
+        return row.name, [_column_figures(one.name, one.type, one.statistics or {}) for one in found]
 
     async def _open(text: str, dataset: str, based: str = "") -> Draft:
         """Return the draft of a text: its fields, meaning and problems."""
         draft = Draft(text=text, dataset=dataset, columns=[])
         if not text:
-            draft.columns = await _columns(dataset)
+            draft.dataset, draft.columns = await _find_dataset(dataset)
             draft.fields = OfferFields(uses={}, seen=tuple(one.name for one in draft.columns))
             return draft
         error: PolicyError | None = None
@@ -126,7 +139,7 @@ def router(
         except PolicyError as raised:
             error = raised
         draft.dataset = dataset or (draft.form.dataset if draft.form else "")
-        draft.columns = await _columns(draft.dataset)
+        draft.dataset, draft.columns = await _find_dataset(draft.dataset)
         if draft.form is None:
             draft.show_problems([_problem(str(error), path=error.rule, code=error.code)] if error else [])
             return draft
@@ -137,9 +150,12 @@ def router(
 
     async def _open_posted(said: Form) -> Draft:
         """Return the draft of a posted form: of its YAML where that was edited, otherwise of its fields."""
-        text, before, dataset = said.get("form")[:_FORM_MAX], said.get("before")[:_FORM_MAX], said.get("dataset")
+        text, before, dataset = said.get("form"), said.get("before"), said.get("dataset")
+        _check_length(text, before)
         if not said.get("fields") or _lines(text) != _lines(before):
-            return await _open(text, dataset, said.get("based"))
+            draft = await _open(text, dataset, said.get("based"))
+            draft.both_edited = bool(said.get("fields")) and await _are_fields_edited(said, before)
+            return draft
         shown = await _open(text, dataset)
         names = [one.name for one in shown.columns]
         posted = offer_fields.posted_fields(said, names)
@@ -151,12 +167,28 @@ def router(
             draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
             draft.problems = [PlacedProblem("error", "duration", f"{error}; write a duration such as 30d", "lasts")]
             return draft
+        except HanseError as error:
+            draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
+            draft.problems = [PlacedProblem("error", error.code, error.message, "columns")]
+            return draft
         made = replace(made, offer=made.offer or f"{dataset or 'new'}-offer", dataset=dataset or made.dataset)
         if shown.form == made:
             return await _open(text, dataset, said.get("based"))
         draft = await _open(convert.write_form(made), dataset, said.get("based"))
         draft.fields = posted  # as it was typed: `5M` stays `5M`
         return draft
+
+    async def _are_fields_edited(said: Form, before: str) -> bool:
+        """Return whether the fields say something else than the YAML of which they were drawn."""
+        shown = await _open(before, said.get("shown"))
+        names = [one.name for one in shown.columns]
+        if shown.form is None or said.get("dataset") != said.get("shown"):
+            return bool(before)
+        base = offer_fields.spell_columns(shown.form, names)
+        try:
+            return offer_fields.apply_fields(offer_fields.posted_fields(said, names), base, names) != base
+        except (ValueError, HanseError):
+            return True
 
     @routes.get("/offers/new")
     async def editor(
@@ -171,7 +203,8 @@ def router(
             text = (await offers.get(based)).form
         elif template:
             form = convert.read_form(convert.template(template))
-            text = convert.write_form(fill_template(form, await _columns(dataset), dataset=dataset or form.dataset))
+            _, columns = await _find_dataset(dataset)
+            text = convert.write_form(fill_template(form, columns, dataset=dataset or form.dataset))
         return await _render(request, await _open(text, dataset, based), Form({"based": [based]}))
 
     async def _render(request: Request, draft: Draft, said: Form, status: int = 200) -> Response:
@@ -193,6 +226,9 @@ def router(
         if do in ("try", "publish") and draft.policy is None:
             if not draft.problems:
                 draft.show_problems([_problem(_DEFAULT_PROBLEM)])
+            return await _render(request, draft, said, 400)
+        if do == "publish" and (unseen := _find_unseen(draft, said)):
+            draft.problems = [*draft.problems, PlacedProblem("error", "not_shown", unseen)]
             return await _render(request, draft, said, 400)
         try:
             if do == "try":
@@ -252,6 +288,21 @@ def _column_figures(name: str, kind: str, figures: dict[str, Any]) -> ColumnFigu
         return None if figures.get(word) is None else str(figures[word])
 
     return ColumnFigures(name, kind, figures.get("distinct"), text("min"), text("max"))
+
+
+def _find_unseen(draft: Draft, said: Form) -> str:
+    """Return why the person has not seen what would be published; empty if it was shown."""
+    if draft.both_edited:
+        return _BOTH_EDITED
+    return _CHANGED if said.get("fields") and said.get("drawn") != draft.drawn else ""
+
+
+def _check_length(*texts: str) -> None:
+    """Raises: BadInput. A text that is cut would lose rules."""
+    if (longest := max(map(len, texts))) > _FORM_MAX:
+        raise BadInput(
+            f"expected an offer of at most {_FORM_MAX} characters as YAML, got {longest}; name fewer columns"
+        )
 
 
 def _lines(text: str) -> list[str]:

@@ -68,7 +68,10 @@ def _fit_rules(rules: ColumnRules, columns: Sequence[ColumnFigures]) -> ColumnRu
     masks = tuple(mask for mask in rules.masks if mask.column in known)
     if not masks and (person := _person_column(columns)):
         masks = tuple(replace(mask, column=person) for mask in rules.masks if mask.method == "hash")[:1]
-    return ColumnRules(tuple(name for name in rules.only if name in known), hide, masks)
+    only = tuple(name for name in rules.only if name in known)
+    if rules.only and not only:  # without a list of columns the offer would show all
+        hide = tuple(one.name for one in columns)
+    return ColumnRules(only, hide, masks)
 
 
 def _fit_filter(text: str, known: set[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
+from connector.errors import BadInput
 from policies.authoring.form import (
     ColumnRules,
     DutyLine,
@@ -22,6 +23,8 @@ from policies.authoring.form import (
     order_masks,
     parse_span,
 )
+from policies.contracts.columns import find_column
+from policies.contracts.contract import Column, TableSchema
 from policies.vocabulary import compact, expand
 
 ACTIONS = ("query", "stream", "train")
@@ -99,6 +102,7 @@ def posted_fields(said: Posted, columns: Sequence[str]) -> OfferFields:
 
 def form_fields(form: OfferForm, columns: Sequence[str]) -> OfferFields:
     """Return the fields that say what a form says."""
+    form = spell_columns(form, columns)
     who = {line.word: line.values for line in form.who}
     limits = {name: getattr(form.limits, name) for name in (*LIMITS, "min_group", "per")}
     uses = {name: (GROUP, how) for name, how in form.group_by} | {name: (MEASURE, how) for name, how in form.measure}
@@ -130,9 +134,10 @@ def form_fields(form: OfferForm, columns: Sequence[str]) -> OfferFields:
 def apply_fields(said: OfferFields, base: OfferForm, columns: Sequence[str]) -> OfferForm:
     """Return `base` with what the fields say; `columns` are those of the dataset, empty if it is not known.
 
-    Raises: ValueError for a duration that cannot be read.
+    Raises: ValueError for a duration that cannot be read. BadInput where no column is ticked and later ones are hidden:
+    an offer without a list of columns shows all.
     """
-    groups = said.about_groups
+    base, groups = spell_columns(base, columns), said.about_groups
     uses = said.uses.items() if groups else ()
     made = replace(
         base,
@@ -160,10 +165,37 @@ def apply_fields(said: OfferFields, base: OfferForm, columns: Sequence[str]) -> 
     )
 
 
+def spell_columns(form: OfferForm, columns: Sequence[str]) -> OfferForm:
+    """Return the form with the dataset's spelling of its columns: a policy finds `Email` as `email` too.
+
+    Fields are compared by the exact name. A name that the dataset lacks stays.
+    """
+    schema = TableSchema(tuple(Column(name, "") for name in columns))
+
+    def spell(name: str) -> str:
+        found = None if name in columns else find_column(schema, name)
+        return name if found is None else found.name
+
+    rules, per = form.columns, form.limits.per
+    return replace(
+        form,
+        columns=ColumnRules(
+            tuple(dict.fromkeys(map(spell, rules.only))),
+            tuple(dict.fromkeys(map(spell, rules.hide))),
+            tuple(dict.fromkeys(replace(mask, column=spell(mask.column)) for mask in rules.masks)),
+        ),
+        group_by=tuple((spell(name), how) for name, how in form.group_by),
+        measure=tuple((spell(name), how) for name, how in form.measure),
+        limits=replace(form.limits, per=spell(per) if per else ""),
+    )
+
+
 def words_without_field(form: OfferForm) -> list[str]:
     """Return the words of a form that no field shows, in the form's order."""
-    found = [line.word for line in form.who if line.word not in _WHO]
+    found = [line.word for line in form.who if not _has_field(line)]
     found += [word for word in (*form.may, *form.forbidden) if word not in (*ACTIONS, *NEVER)]
+    found += [name for name in (*form.columns.only, *form.columns.hide) if "." in name]
+    found += [mask.column for mask in form.columns.masks if mask.method == "hash" and "." in mask.column]
     found += [mask.method for mask in form.columns.masks if mask.method != "hash"]
     found += [word for word in ("bytes", "epsilon", "delta", "rows_per_entity") if getattr(form.limits, word)]
     found += [word for word in ("joins", "templates", "first") if getattr(form, word)]
@@ -193,17 +225,22 @@ def _merge(said: Iterable[str], before: Sequence[str], shown: Iterable[str]) -> 
 
 
 def _split(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
+    """Return the texts between commas; a role may be of several words."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _has_field(line: PartyLine) -> bool:
+    return line.word in _WHO and (line.word != "membership" or line.values == _MEMBERS)
 
 
 def _who(said: OfferFields, base: OfferForm) -> tuple[PartyLine, ...]:
     values = {
         "membership": _MEMBERS if said.membership else (),
-        "participant": tuple(dict.fromkeys((*said.partners, *_split(said.other_partners)))),
+        "participant": tuple(dict.fromkeys((*said.partners, *said.other_partners.replace(",", " ").split()))),
         "role": _split(said.role),
-        "country": _split(said.country),
+        "country": tuple(said.country.replace(",", " ").split()),
     }
-    kept = [line for line in base.who if line.word not in _WHO]
+    kept = [line for line in base.who if not _has_field(line)]
     return (*(PartyLine(word, texts) for word, texts in values.items() if texts), *kept)
 
 
@@ -221,10 +258,12 @@ def _columns(said: OfferFields, base: ColumnRules, columns: Sequence[str]) -> Co
     hidden = [] if said.later_hidden else [one for one in columns if one not in seen]
     parts = base.only if said.later_hidden else ()
     only = _merge(shown, parts, columns)
+    if said.later_hidden and not only:
+        raise BadInput("expected a column to show; tick one, or let later columns be shown")
     hide = _merge(hidden, base.hide, columns)
-    masks = [mask for mask in base.masks if mask.method != "hash" and (mask.column in seen or mask.column not in known)]
+    masks = [one for one in base.masks if one.column not in known or (one.method != "hash" and one.column in seen)]
     masks += [MaskLine(name, "hash") for name in said.hashed if name in seen or name not in known]
-    return ColumnRules(only, hide, order_masks(masks))
+    return ColumnRules(only, hide, order_masks(dict.fromkeys(masks)))
 
 
 def _limits(said: OfferFields, base: OfferLimits) -> OfferLimits:

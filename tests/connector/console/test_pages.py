@@ -519,6 +519,13 @@ FIELDS = {
 }  # fmt: skip
 
 
+def read_drawn(page: str) -> str:
+    """What a page says its fields were drawn of."""
+    found = re.search(r'name="drawn" value="(\w+)"', page)
+    assert found is not None
+    return found[1]
+
+
 async def test_an_offer_is_written_and_published_by_fields_alone(full: Console) -> None:
     await full.parts.offers.withdraw(OFFER, by="test")
     checked = await full.post("/offers/check", FIELDS, "owner")
@@ -527,9 +534,54 @@ async def test_an_offer_is_written_and_published_by_fields_alone(full: Console) 
     written = unescape(yaml[1]).strip()
     assert "group_by: {region: exact}, measure: {age: 0..120}" in written
     assert "It fits <b>Patients" in checked.text
-    published = await full.post("/offers/new", FIELDS | {"do": "publish"}, "owner")
+    published = await full.post("/offers/new", FIELDS | {"drawn": read_drawn(checked.text), "do": "publish"}, "owner")
     assert published.headers["location"] == "/offers/urn:hanse:offer:by-fields"
     assert (await full.parts.offers.get("urn:hanse:offer:by-fields")).form.strip() == written
+
+
+ROWS = {**{name: value for name, value in FIELDS.items() if ":" not in name}, "answers": "", "seen": ["age", "region"]}
+
+
+async def publish_unseen(full: Console, **changes: str | list[str]) -> str:
+    """Post changed fields of a page of rows, without looking at the page again; the problem that is shown."""
+    await full.parts.offers.withdraw(OFFER, by="test")
+    page = (await full.post("/offers/check", ROWS, "owner")).text
+    yaml = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page)
+    assert yaml is not None
+    text = unescape(yaml[1])
+    shown = ROWS | {"drawn": read_drawn(page), "form": text, "before": text, "do": "publish"}
+    answer = await full.post("/offers/new", shown | changes, "owner")
+    assert (answer.status_code, len(await full.parts.offers.page())) == (400, 1)
+    return unescape(answer.text)
+
+
+async def test_another_kind_of_answer_is_shown_before_it_is_published(full: Console) -> None:
+    assert "look at the fields as they are now" in await publish_unseen(full, answers="aggregate", min_group="5")
+
+
+async def test_columns_of_another_dataset_are_shown_before_they_are_published(full: Console) -> None:
+    assert "look at the fields as they are now" in await publish_unseen(full, shown="other", drawn="other")
+
+
+async def test_changes_in_fields_and_yaml_at_once_are_not_published(full: Console) -> None:
+    text = "offer: by-fields\ndataset: patients\nmay: [query]\n"
+    assert "the YAML counts" in await publish_unseen(full, form=text, seen=["age"])
+
+
+async def test_a_ticked_column_is_needed_where_later_ones_are_hidden(full: Console) -> None:
+    said = await publish_unseen(full, seen=[], later_hidden="yes")
+    assert "expected a column to show" in said
+
+
+async def test_a_text_that_is_too_long_is_not_cut(full: Console) -> None:
+    text = FORM.replace("small-groups", "long") + "#" * 65_536 + "\ncolumns: {hide: [note]}\n"
+    answer = await full.post("/offers/new", {"form": text, "dataset": "patients", "do": "publish"}, "owner")
+    assert (answer.status_code, len(await full.parts.offers.page())) == (400, 1)
+
+
+async def test_the_first_edit_of_a_dataset_named_by_its_id_counts(full: Console) -> None:
+    page = (await full.get(f"/offers/new?based={OFFER}&dataset=urn:hanse:north:patients", "owner")).text
+    assert 'name="shown" value="patients"' in page
 
 
 async def test_an_edited_yaml_counts_more_than_the_fields(full: Console) -> None:

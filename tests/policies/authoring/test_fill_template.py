@@ -34,6 +34,12 @@ def test_figures_are_proposed_where_the_template_knows_other_columns() -> None:
     assert form.measure == (("age", "0..100"), ("hb", "-5..20"))
 
 
+def test_a_list_of_columns_that_the_dataset_lacks_shows_none() -> None:
+    form = convert.read_form("offer: o\ndataset: d\nmay: [query]\ncolumns: {only: [steps, pulse]}\n")
+    filled = fill_template(form, COLUMNS, dataset="patients")
+    assert (filled.columns.only, filled.columns.hide) == ((), tuple(one.name for one in COLUMNS))
+
+
 @pytest.mark.parametrize(
     ("kind", "least", "greatest", "bounds"),
     [

@@ -18,6 +18,7 @@ from connector.console.view.offer_fields import (
     posted_fields,
     words_without_field,
 )
+from connector.errors import BadInput
 from policies.authoring import convert
 from policies.authoring.form import ColumnRules, MaskLine, OfferForm
 from policies.review import lint
@@ -111,8 +112,45 @@ def test_a_changed_field_changes_its_word_and_no_other(changes: dict[str, Any], 
     assert {name: getattr(made, name) for name in others} == {name: getattr(form, name) for name in others}
 
 
+def form_of(lines: str) -> OfferForm:
+    return convert.read_form(f"offer: o\ndataset: d\nmay: [query]\n{lines}")
+
+
+def test_a_column_in_another_case_is_the_same_column() -> None:
+    form = form_of("columns: {only: [Age, NAME], hide: [Region], hash: [Name]}\n")
+    assert form_fields(form, COLUMNS).seen == ("age", "name")
+    assert form_fields(form, COLUMNS).hashed == ("name",)
+    assert posted(form, lasts="30d").columns == ColumnRules(("age", "name"), (), (MaskLine("name", "hash"),))
+    both = form_of("columns: {hide: [age]}\n")
+    assert form_fields(both, ["age", "Age"]).seen == ("Age",)
+
+
+def test_a_hash_of_a_part_of_a_column_stays() -> None:
+    form = form_of("columns: {hash: [address.street]}\n")
+    assert posted(form, hashed=(), lasts="30d").columns == form.columns
+    assert words_without_field(form) == ["address.street"]
+
+
+def test_no_ticked_column_never_means_all_of_them() -> None:
+    with pytest.raises(BadInput, match="expected a column to show"):
+        posted(form_of("columns: {only: [age]}\n"), seen=())
+
+
+@pytest.mark.parametrize("who", ["{role: [data scientist, analyst]}", "{membership: none}"])
+def test_who_may_ask_stays_as_narrow(who: str) -> None:
+    form = form_of(f"who: {who}\n")
+    assert posted(form, lasts="30d").who == form.who
+
+
 def test_words_without_a_field_are_named() -> None:
-    assert words_without_field(convert.read_form(EVERYTHING)) == ["security", "round", "bytes", "first", "inform"]
+    assert words_without_field(convert.read_form(EVERYTHING)) == [
+        "security",
+        "address.street",
+        "round",
+        "bytes",
+        "first",
+        "inform",
+    ]
 
 
 def test_a_duration_that_cannot_be_read_is_an_error() -> None:
