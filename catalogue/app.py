@@ -15,7 +15,16 @@ from joserfc.jwk import ECKey
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogue import pages
-from catalogue.api import admin, credential_routes, error_pages, export_routes, health, issuer_routes, routes
+from catalogue.api import (
+    admin,
+    credential_routes,
+    error_pages,
+    export_routes,
+    health,
+    issuer_routes,
+    presentation_routes,
+    routes,
+)
 from catalogue.api.access import ViewerAuthenticator
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
@@ -24,13 +33,15 @@ from catalogue.issuer.delivery import CredentialDelivery
 from catalogue.issuer.issuing import Issuing
 from catalogue.issuer.status_lists import StatusListPublisher
 from catalogue.members.members import Members
-from catalogue.members.register import RegisterSigner
+from catalogue.members.own_credentials import OwnCredentials
+from catalogue.members.register import CREDENTIALS_PATH, RegisterSigner
 from catalogue.search.index import Index
 from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
+from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.keys import load_participant_key
@@ -90,7 +101,7 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
     resolver = DidResolver(net)
     resolver.allow_every_key(settings.issuer_keys_for_all_purposes)
-    identity = Identity(did=settings.did, key=key, resolver=resolver)
+    identity = Identity(did=settings.did, key=key, resolver=resolver, scopes=settings.credential_scopes)
     access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
     index = Index(settings.data_dir / "index", store)
 
@@ -155,6 +166,10 @@ def create_app(
                 root_url=settings.root_url,
             )
         )
+    if settings.credential_folder is not None:
+        own = OwnCredentials(settings.credential_folder, did=settings.did)
+        service = PresentationService(built.identity, own.find)
+        app.include_router(presentation_routes.router(service, prefix=CREDENTIALS_PATH))
     app.include_router(health.router(built.store, built.index, built.access, built.metrics))
     app.include_router(export_routes.router(built.search, built.access, settings, page=site.dataset))
     app.include_router(site.router())

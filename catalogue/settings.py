@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from connector.identity.did import did_of
-from connector.setting_types import Address, Database, Did, Dids, Name, Networks, Place, words
+from connector.setting_types import Address, Database, Did, Dids, Name, Networks, Place, Scopes, words
 
 _CREDENTIAL_TYPE = re.compile("[A-Za-z][A-Za-z0-9_.]{0,99}")
 _TYPES_MAX = 16
@@ -124,6 +124,14 @@ class CatalogueSettings(BaseSettings):
         description="DIDs of members whose DID document lists no key for any purpose, as of IdentityHub up to 0.15: "
         "each of its keys counts for all, comma separated.",
     )
+    credential_folder: Place = Field(
+        None,
+        description="Folder with the operator's own credentials (JWTs, *.jwt), which connectors that demand "
+        "credentials query when they are crawled; empty: the catalogue presents none.",
+    )
+    credential_scopes: Scopes = Field(
+        (), description="Types of these credentials that a crawled connector may query, comma separated."
+    )
 
     register_seconds: int = Field(600, ge=30, description="Lifetime of the signed member register, in seconds.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
@@ -135,6 +143,10 @@ class CatalogueSettings(BaseSettings):
             raise ValueError(
                 "expected HANSE_UNREACHABLE_SECONDS below HANSE_EXPIRED_SECONDS, came "
                 f"{self.unreachable_seconds:g} and {self.expired_seconds:g}"
+            )
+        if (self.credential_folder is None) == bool(self.credential_scopes):
+            raise ValueError(
+                "expected HANSE_CREDENTIAL_FOLDER and HANSE_CREDENTIAL_SCOPES, or neither; got one of them"
             )
         return self
 

@@ -253,7 +253,8 @@ def _check_status(reply: Reply, url: str) -> None:
         return
     if reply.status in (401, 403):
         raise PeerRefused(
-            f"{origin(url)} refused the catalogue ({reply.status}); check that its HANSE_TRUST_ANCHOR is this operator"
+            f"{origin(url)} refused the catalogue ({reply.status}); check that its HANSE_TRUST_ANCHOR is this "
+            "operator, or that our HANSE_CREDENTIAL_FOLDER has the credentials that it demands"
         )
     if reply.status >= 500 or reply.status == 429:
         raise PeerUnreachable(f"{origin(url)} answered {reply.status}; it is tried again later")

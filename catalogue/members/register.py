@@ -22,6 +22,7 @@ from connector.identity.did import document
 from connector.identity.keys import public_jwk
 
 _FRESH_PART = 0.1
+CREDENTIALS_PATH = "/dcp"  # of the operator's credential service
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,14 @@ class RegisterSigner:
         return {**facts, "country": settings.country, "url": settings.root_url, "status": "active"}
 
     def did_document(self) -> dict[str, Any]:
-        """The operator's DID document: its key for every purpose, and where the register, search and issuer are."""
+        """The operator's DID document: its key for every purpose, and where its services are."""
         settings = self._settings
         made = document(settings.did, jwk=public_jwk(self._key), root_url=settings.root_url)
         services = [("members", "HanseMemberRegister", "/members.jws"), ("search", "HanseSearch", "/api/v1/search")]
         if settings.issuer_types:
             services.append(("issuer", "IssuerService", ISSUER_PATH))
+        if settings.credential_folder is not None:
+            services.append(("credentials", "CredentialService", CREDENTIALS_PATH))
         made["service"] = [
             {"id": f"{settings.did}#{name}", "type": kind, "serviceEndpoint": f"{settings.root_url}{path}"}
             for name, kind, path in services

@@ -79,8 +79,8 @@ class ConfirmationNeeded(Exception):
 async def read_form(request: Request, *, most: int = _FIELDS_MAX) -> Form:
     """Return the fields of a posted form, at most `most`.
 
-    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`): the page's script asks
-    it and removes the field; without a script the server asks it on a page.
+    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`), which the server asks
+    on a page of its own.
     """
     text = (await request.body()).decode("utf-8", "replace")
     try:
@@ -109,7 +109,10 @@ class PageRequirement(Requirement):
 
 
 class PageRenderer:
-    """Renders pages for the session's caller. `members` returns names by DID."""
+    """Renders pages for the session's caller.
+
+    `members` returns names by DID, `waiting` the number of negotiations that need a decision here.
+    """
 
     def __init__(
         self,
@@ -120,9 +123,10 @@ class PageRenderer:
         participant: str,
         version: str,
         members: Callable[[], Awaitable[Names]],
+        waiting: Callable[[], Awaitable[int]],
     ) -> None:
         self.tokens = tokens
-        self._members = members
+        self._members, self._waiting = members, waiting
         folder = FileSystemLoader(Path(__file__).parent / "templates")
         self._pages = Environment(
             loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -161,7 +165,9 @@ class PageRenderer:
 
     async def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         """Render a template for the caller of this request."""
-        shown = {"me": self._caller(request), "now": time.time(), "where": "", "names": await self.names()}
+        caller = self._caller(request)
+        waiting = await self._waiting() if caller is not None and caller.may("read") else 0
+        shown = {"me": caller, "now": time.time(), "where": "", "names": await self.names(), "badge": waiting}
         html = self._pages.get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status)
 

@@ -6,7 +6,6 @@ around it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from joserfc.jwk import ECKey
 
 from connector.errors import BadInput, Forbidden
 from connector.events import CredentialOffered
-from connector.identity.credentials.access_token import verify_access_token
-from connector.identity.credentials.presenting import make_presentations
-from connector.identity.credentials.scopes import Scope, read_scope
-from connector.identity.did import CONTEXT, DidResolver
+from connector.identity.credentials.presentation_query import PresentationService
+from connector.identity.credentials.scopes import Scope
+from connector.identity.credentials.signed_jwt import ReadJwt
+from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.store import Store
 from connector.telemetry import logger
@@ -27,12 +26,6 @@ from connector.wallet.issuer_messages import read_delivery, read_offer
 
 PATH = "/dcp"
 _log = logger("credentials")
-_SCOPES_MAX = 64
-
-
-class DefinitionUnsupported(BadInput):
-    status = 501
-    code = "definition_unsupported"
 
 
 def router(
@@ -48,20 +41,15 @@ def router(
     deliver and offer credentials to us. `refuse_ungranted`: refuse a query beyond its access token, instead of
     answering within it."""
     routes = APIRouter(prefix=PATH, tags=["credentials"])
-    keys = (identity.key, *former)
+
+    async def find(scopes: Collection[Scope], now: float) -> list[ReadJwt]:
+        return await find_presentable(store, scopes, now=now)
+
+    service = PresentationService(identity, find, former=former, refuse_ungranted=refuse_ungranted)
 
     @routes.post("/presentations/query", summary="Our credentials, as far as the access token grants them")
     async def query(request: Request) -> dict[str, Any]:
-        caller, token = await identity.authenticate_query(request.headers.get("authorization"))
-        now = time.time()
-        granted = verify_access_token(token, keys, did=identity.did, presenter=caller, now=now)
-        asked = read_query(await _read_json(request))
-        may = {read_scope(text) for text in granted}
-        if refuse_ungranted and not may.issuperset(asked):
-            raise Forbidden("expected a query within its access token; ask for less")
-        found = await find_presentable(store, [scope for scope in asked if scope in may], now=now)
-        made = make_presentations(found, identity.key, did=identity.did, verifier=caller, now=now)
-        return {"@context": [CONTEXT], "type": "PresentationResponseMessage", "presentation": made}
+        return await service.answer(request.headers.get("authorization"), lambda: _read_json(request))
 
     async def issuer_of(request: Request) -> str:
         caller = await identity.authenticate_issuer(request.headers.get("authorization"))
@@ -98,20 +86,3 @@ async def _read_json(request: Request) -> Any:
         return await request.json()
     except (ValueError, RecursionError):
         raise BadInput("expected a message as JSON, got something else") from None
-
-
-def read_query(message: Any) -> list[Scope]:
-    """The scopes of a PresentationQueryMessage. Raises: BadInput; DefinitionUnsupported for a valid definition."""
-    if not isinstance(message, dict) or message.get("type") != "PresentationQueryMessage":
-        raise BadInput("expected a PresentationQueryMessage, got another message")
-    scopes, definition = message.get("scope"), message.get("presentationDefinition")
-    if ("scope" in message) == ("presentationDefinition" in message):
-        raise BadInput("expected either scope or presentationDefinition in the query, got both or neither")
-    if isinstance(definition, dict) and definition:
-        raise DefinitionUnsupported("presentation definitions are not supported; query by scope")
-    if not isinstance(scopes, list) or not 0 < len(scopes) <= _SCOPES_MAX:
-        raise BadInput(f"expected 1 to {_SCOPES_MAX} scopes in the query")
-    try:
-        return [read_scope(str(text)) for text in scopes]
-    except ValueError as error:
-        raise BadInput(str(error)) from None

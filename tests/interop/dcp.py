@@ -137,6 +137,7 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
         credential, index = issuer.issue(hub.participant, steps.MEMBER)
         space.withdraw = lambda: issuer.revoked.add(index)
         space.set_status = partial(set_status, catalogue)
+        space.issue = lambda holder: issuer.issue(holder, {"name": "catalogue"})[0]
         async with files.serving():
             try:
                 await hub.start(issuer, credential)

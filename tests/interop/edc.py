@@ -150,11 +150,17 @@ class Edc:
             raise RuntimeError(f"EDC: POST {path}: expected 2xx, came {reply.status_code}: {reply.text[:800]}")
         return dict(reply.json()) if reply.content else {}
 
+    async def query(self, path: str, body: Json) -> list[Json]:
+        """The rows of a query."""
+        reply = await self._http.post(f"{self.management}{path}", json={"@context": {"@vocab": PREFIX}, **body})
+        return [dict(row) for row in reply.raise_for_status().json()]
+
     async def reach(self, path: str, state: str) -> Json:
         """The negotiation or transfer once it is in `state`."""
-        return await reach(lambda: self._get(path), lambda row: str(row.get("state")), state)
+        return await reach(lambda: self.show(path), lambda row: str(row.get("state")), state)
 
-    async def _get(self, path: str) -> Json:
+    async def show(self, path: str) -> Json:
+        """One row of its management API."""
         return dict((await self._http.get(f"{self.management}{path}")).json())
 
     async def address(self, transfer: str) -> Json:

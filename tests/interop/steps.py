@@ -17,6 +17,7 @@ import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.interop.crawl import CatalogueProcess
 from tests.interop.edc import PROTOCOL, Edc, reach
 from tests.protocol.test_strict import NUMBERS, READY_MADE, TEXTS, ready
 from tests.tck.product import Product
@@ -45,6 +46,36 @@ RESEARCH: Json = {
     ]
 }
 OPEN: Json = {"permission": [{"action": "use"}]}
+UNTIL: Json = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [
+                {
+                    "leftOperand": "dateTime",
+                    "operator": "lt",
+                    "rightOperand": {"@value": "2099-01-01T00:00:00Z", "@type": "xsd:dateTime"},
+                }
+            ],
+        }
+    ]
+}
+EDC_POLICIES: dict[str, Json] = {  # asset of EDC -> its policy
+    "asset": OPEN,
+    "asset-purpose": RESEARCH,
+    "asset-own-word": {
+        "permission": [
+            {
+                "action": "use",
+                "constraint": [
+                    {"leftOperand": "https://edc.example/ns/tier", "operator": "eq", "rightOperand": "gold"}
+                ],
+            }
+        ]
+    },
+    "asset-duty": {"permission": [{"action": "use", "duty": [{"action": "delete"}]}]},
+    "asset-prohibition": {**OPEN, "prohibition": [{"action": "distribute"}]},
+}
 CSV = b"id,value\n" + b"".join(b"%d,v%d\n" % (number, number) for number in range(1_000))
 STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []
 CREDENTIAL_STEPS: list[tuple[str, Callable[[Space], Awaitable[None]]]] = []  # after the others, over DCP alone
@@ -64,6 +95,7 @@ class Space:
     kept: dict[str, str] = field(default_factory=dict)
     withdraw: Callable[[], None] | None = None  # EDC's credential; None where no credentials are presented
     set_status: Callable[[str], None] | None = None  # of Hanse at the catalogue that issued its credential
+    issue: Callable[[str], str] | None = None  # a membership credential for a participant; None as above
 
     @property
     def steps(self) -> list[tuple[str, Callable[[Space], Awaitable[None]]]]:
@@ -99,15 +131,24 @@ class Space:
         await self.offer("plain", OPEN)
         await self.offer("research", RESEARCH)
         await asyncio.to_thread(pq.write_table, pa.table({"id": pa.array(range(LONG_ROWS))}), self.long_path)
+        await self.offer("until", UNTIL)
         await self.offer("long", OPEN, self.long_path)
         for name, text in READY_MADE.items():
             _, policy, _ = ready(text)
             await self.offer(name, {key: value for key, value in policy.items() if key not in ("@id", "@type")})
-        await self.edc.post("/assets", {"@id": "asset", "properties": {"name": "rows"}, "dataAddress": self.source()})
-        policy = {"@context": ODRL, "@type": "Set", "permission": [{"action": "use"}]}
-        await self.edc.post("/policydefinitions", {"@id": "policy", "policy": policy})
-        contract = {"@id": "contract", "accessPolicyId": "policy", "contractPolicyId": "policy", "assetsSelector": []}
-        await self.edc.post("/contractdefinitions", contract)
+        policy = {"@context": ODRL, "@type": "Set", **OPEN}
+        await self.edc.post("/policydefinitions", {"@id": "all", "policy": policy})
+        for name, rules in EDC_POLICIES.items():
+            await self.offer_at_edc(name, rules)
+
+    async def offer_at_edc(self, name: str, rules: Json) -> None:
+        """An asset of EDC with this policy, for anybody to see."""
+        asset = {"@id": name, "properties": {"name": "rows"}, "dataAddress": self.source()}
+        await self.edc.post("/assets", asset)
+        policy = {"@context": ODRL, "@type": "Set", **rules}
+        await self.edc.post("/policydefinitions", {"@id": f"policy-{name}", "policy": policy})
+        contract = {"@id": f"contract-{name}", "accessPolicyId": "all", "contractPolicyId": f"policy-{name}"}
+        await self.edc.post("/contractdefinitions", {**contract, "assetsSelector": [_id_is(name)]})
 
     def source(self) -> Json:
         return {"@type": "DataAddress", "type": "HttpData", "baseUrl": f"{self.files}/source.csv"}
@@ -156,6 +197,17 @@ class Space:
         """The id of the agreement on a dataset of Hanse, at its owner."""
         agreements = (await self.http.get(f"{self.hanse.place.management}/agreements", headers=self._token())).json()
         return str(next(one["id"] for one in agreements if one["dataset"] == f"urn:hanse:interop:{name}"))
+
+    async def owners_transfer(self, transfer: str) -> str:
+        """The id at Hanse of a transfer of EDC."""
+        rows = (await self.http.get(f"{self.hanse.place.management}/transfers", headers=self._token())).json()
+        theirs = await self.edc.show(f"/transferprocesses/{transfer}")
+        return str(next(one["id"] for one in rows if one["id"] == theirs["correlationId"]))
+
+    async def edcs_transfer(self, transfer: str) -> str:
+        """The id at EDC of a transfer of Hanse."""
+        rows = await self.edc.query("/transferprocesses/request", {"@type": "QuerySpec", "limit": 200})
+        return str(next(one["@id"] for one in rows if one.get("correlationId") == transfer))
 
     async def data(self, transfer: str) -> httpx2.Response:
         """What `hanse fetch` reads."""
@@ -222,9 +274,20 @@ async def versions(space: Space) -> None:
 
 @step("EDC reads Hanse's catalogue, all of it and one dataset by id")
 async def catalogue(space: Space) -> None:
-    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 3)
+    _check(len(_listed(await space.catalog(), "dataset")), len(READY_MADE) + 4)
     one = await space.catalog(filterExpression=[_id_is("urn:hanse:interop:plain")])
     _check([found["@id"] for found in _listed(one, "dataset")], ["urn:hanse:interop:plain"])
+
+
+@step("EDC asks for a part of Hanse's catalogue by offset and limit")
+async def catalogue_part(space: Space) -> None:
+    found = await space.catalog(offset=1, limit=2)
+    _check(len(_listed(found, "dataset")) > 0, True)
+
+
+@step("EDC agrees on an offer with a last day")
+async def agree_until(space: Space) -> None:
+    await space.agree("until")
 
 
 @step("EDC agrees on an offer without conditions")
@@ -289,6 +352,26 @@ async def push(space: Space) -> None:
     _check(_select("pushed", pushed=table), space.expected())
 
 
+@step("the owner suspends, resumes and completes EDC's pull, and ends another")
+async def owner_controls(space: Space) -> None:
+    pulls = [await space.transfer(space.kept["agreement"], "HttpData-PULL") for _ in range(2)]
+    for pull in pulls:
+        await space.edc.reach(f"/transferprocesses/{pull}", "STARTED")
+    ours = [await space.owners_transfer(pull) for pull in pulls]
+    path = f"/transferprocesses/{pulls[0]}"
+    before = await space.edc.address(pulls[0])
+    await space.hanse.post(f"/transfers/{ours[0]}/suspend", {"reason": "a pause"})
+    await space.edc.reach(path, "SUSPENDED")
+    _check((await space.read(before)).status_code in (401, 403), True)
+    await space.hanse.post(f"/transfers/{ours[0]}/resume", {})
+    await space.edc.reach(path, "STARTED")
+    await space.hanse.post(f"/transfers/{ours[0]}/complete", {})
+    await space.edc.reach(path, "COMPLETED")
+    await space.hanse.post(f"/transfers/{ours[1]}/terminate", {"reason": "enough"})
+    await space.edc.reach(f"/transferprocesses/{pulls[1]}", "TERMINATED")
+    _check((await space.read(await space.edc.address(pulls[1]))).status_code in (401, 403), True)
+
+
 @step("the owner's revocation ends EDC's pull")
 async def revoke(space: Space) -> None:
     made = await space.transfer(space.kept["agreement"], "HttpData-PULL")
@@ -341,6 +424,20 @@ async def hanse_agrees(space: Space) -> None:
     space.kept["theirs"] = done["agreement_id"]
 
 
+def _policy_of_edc(name: str) -> Callable[[Space], Awaitable[None]]:
+    async def agree(space: Space) -> None:
+        asked = {"dataset_id": name, "counter_party_id": space.edc.participant, "counter_party_address": space.edc_base}
+        made = await space.hanse.post("/negotiations", asked)
+        await space.hanse_reaches(f"/negotiations/{made['id']}", "FINALIZED")
+
+    return agree
+
+
+for _name in EDC_POLICIES:
+    if _name != "asset":
+        step(f"Hanse agrees on EDC's {_name}")(_policy_of_edc(_name))
+
+
 @step("Hanse fetches EDC's data byte by byte")
 async def hanse_pulls(space: Space) -> None:
     made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"]})
@@ -364,6 +461,33 @@ async def hanse_controls(space: Space) -> None:
             await asyncio.sleep(0.1)
     _check(reply.content, CSV)
     await space.hanse.post(f"{path}/terminate", {"reason": "enough"})
+    await space.hanse_reaches(path, "TERMINATED")
+
+
+@step("Hanse completes a pull of EDC's data")
+async def hanse_completes(space: Space) -> None:
+    made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"]})
+    path = f"/transfers/{made['id']}"
+    await space.hanse_reaches(path, "STARTED")
+    await space.hanse.post(f"{path}/complete", {})
+    await space.hanse_reaches(path, "COMPLETED")
+    theirs = f"/transferprocesses/{await space.edcs_transfer(made['id'])}"
+    await space.edc.reach(theirs, "DEPROVISIONED")  # as EDC goes on to by itself after COMPLETED
+
+
+@step("EDC as owner suspends, resumes and ends Hanse's pull")
+async def edc_controls(space: Space) -> None:
+    made = await space.hanse.post("/transfers", {"agreement_id": space.kept["theirs"]})
+    path = f"/transfers/{made['id']}"
+    await space.hanse_reaches(path, "STARTED")
+    theirs = f"/transferprocesses/{await space.edcs_transfer(made['id'])}"
+    await space.edc.post(f"{theirs}/suspend", {"@type": "SuspendTransfer", "reason": "a pause"})
+    await space.hanse_reaches(path, "SUSPENDED")
+    _check((await space.data(made["id"])).status_code, 404)
+    await space.edc.post(f"{theirs}/resume", {})
+    await space.hanse_reaches(path, "STARTED")
+    _check((await space.data(made["id"])).content, CSV)
+    await space.edc.post(f"{theirs}/terminate", {"@type": "TerminateTransfer", "reason": "no more"})
     await space.hanse_reaches(path, "TERMINATED")
 
 
@@ -394,6 +518,20 @@ async def suspend(space: Space) -> None:
         print(f"     {status}: after {time.monotonic() - began:.1f} s")
     log = (space.directory / "edc.log").read_text()
     _check("Credential status is 'suspension'" in log, True)
+
+
+@step("the catalogue's crawler reads EDC's catalogue, and the search finds EDC's dataset", CREDENTIAL_STEPS)
+async def crawl(space: Space) -> None:
+    if space.issue is None:
+        raise RuntimeError("expected a profile with credentials")
+    catalogue = CatalogueProcess(space.directory / "crawl", space.http, edc=space.edc.participant)
+    async with catalogue.running(space.issue(catalogue.participant)):
+        member = {"id": space.edc.participant, "name": "edc", "url": space.edc.protocol}
+        await catalogue.call("POST", "/members", json=member)
+        (run,) = (await catalogue.call("POST", "/crawl", params={"member": "edc", "wait": 60}))["runs"]
+        _check((run["outcome"], run["problem"]), ("complete", ""))
+        found = await catalogue.call("GET", "/search", params={"q": "owner:edc"})
+        _check({one["id"] for one in found["results"]}, set(EDC_POLICIES))
 
 
 @step("EDC is refused once its credential is withdrawn, and Hanse's log names the rule", CREDENTIAL_STEPS)

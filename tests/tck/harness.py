@@ -7,7 +7,6 @@ by which the kit has the connector begin something, and plays the table of behav
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,9 +16,13 @@ from string import Template
 
 import httpx2
 import uvicorn
+import yaml
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from connector.infra.http import problem_json
+from tests.support.issuer import TYPE, Issuer, import_credential
+from tests.tck.participant import Participant, rules
 from tests.tck.peer import Peer
 from tests.tck.product import Place, Product, free_port
 from tests.tck.script import Case, Player, Table
@@ -53,19 +56,23 @@ class Harness:
     table: Table
     product: Product
     peer: Peer
+    participant: Participant
     address: str
-    token: str
     agreements: dict[str, str] = field(default_factory=dict)  # case -> agreement id
 
     def __post_init__(self) -> None:
         self.player = Player(self._command, after=0.0)
 
-    def app(self) -> FastAPI:
+    def app(self, issuer: Issuer | None) -> FastAPI:
         """The two calls of the kit, and the counterparty for agreements."""
         app = FastAPI(openapi_url=None)
         app.add_api_route("/kit/negotiations", self._negotiate, methods=["POST"])
         app.add_api_route("/kit/transfers", self._transfer, methods=["POST"])
         app.include_router(self.peer.router, prefix="/peer")
+        app.include_router(self.participant.router)
+        if issuer is not None:
+            app.include_router(issuer.router())
+        problem_json.install(app)
         return app
 
     async def _negotiate(self, ask: Negotiate) -> dict[str, str]:
@@ -80,7 +87,7 @@ class Harness:
         return {"id": str((await self.product.post("/transfers", body))["id"])}
 
     def _whom(self, address: str) -> dict[str, str]:
-        return {"counter_party_id": self.table.participant, "counter_party_address": address}
+        return {"counter_party_id": self.participant.did, "counter_party_address": self.participant.back(address)}
 
     async def _command(self, kind: str, pid: str, command: str) -> None:
         try:
@@ -123,9 +130,10 @@ class Harness:
     def properties(self, kit_port: int) -> str:
         """The kit's properties file for this run."""
         place = self.product.place
-        known = {"base": place.base, "root": place.root, "participant": place.participant}
+        front = self.participant.front
+        known = {"base": f"{front}/dsp/2025-1", "root": front, "participant": place.participant}
         head = Template((HERE / "kit.properties").read_text()).substitute(
-            known, kit_port=kit_port, harness=self.address, token=self.token
+            known, kit_port=kit_port, harness=self.address
         )
         return head + "\n".join(line for case in self.table.cases.values() for line in self._ids(case)) + "\n"
 
@@ -138,29 +146,40 @@ class Harness:
 
 
 @asynccontextmanager
-async def serving(table: Table, directory: Path) -> AsyncIterator[Harness]:
-    """A harness with a running, seeded connector in `directory`."""
-    port, token = free_port(), secrets.token_urlsafe(24)
+async def serving(table: Table, directory: Path, *, credentials: bool) -> AsyncIterator[Harness]:
+    """A harness with a running, seeded connector in `directory`. `credentials`: both sides present and demand some."""
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     place = Place(directory, free_port(), free_port())
-    headers = {"Authorization": f"Bearer {token}"}
+    issuer = Issuer(address) if credentials else None
     async with (
         httpx2.AsyncClient(timeout=30, limits=LIMITS, trust_env=False) as operator,
-        httpx2.AsyncClient(timeout=30, limits=LIMITS, trust_env=False, headers=headers) as counterparty,
+        httpx2.AsyncClient(timeout=30, limits=LIMITS, trust_env=False) as counterparty,
     ):
-        product = Product(place, {token: table.participant}, operator)
+        product = Product(place, {}, operator, _credential_settings(directory, issuer))
+        participant = Participant(
+            address,
+            name=table.participant,
+            connector=place.participant,
+            root=place.root,
+            http=counterparty,
+            issuer=issuer,
+        )
         peer = Peer(
             participant=table.participant,
             connector=place.participant,
-            base=place.base,
+            base=f"{participant.front}/dsp/2025-1",
             address=f"{address}/peer",
             http=counterparty,
         )
-        harness = Harness(table, product, peer, address, token)
-        server = uvicorn.Server(uvicorn.Config(harness.app(), port=port, log_level="warning", lifespan="off"))
+        harness = Harness(table, product, peer, participant, address)
+        server = uvicorn.Server(uvicorn.Config(harness.app(issuer), port=port, log_level="warning", lifespan="off"))
         tasks = [asyncio.create_task(server.serve())]
         try:
             await product.start()
+            if issuer is not None:
+                membership, _ = issuer.issue(place.participant, {"name": "connector"})
+                await asyncio.to_thread(import_credential, membership, directory / "ours.jwt", product.environment)
             tasks.append(asyncio.create_task(harness.follow()))
             await asyncio.sleep(0.3)  # the stream of events is joined before anything happens
             await harness.seed()
@@ -170,3 +189,12 @@ async def serving(table: Table, directory: Path) -> AsyncIterator[Harness]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await participant.close()
+
+
+def _credential_settings(directory: Path, issuer: Issuer | None) -> dict[str, str]:
+    """How the connector demands credentials and presents its own."""
+    if issuer is None:
+        return {}
+    (directory / "rules.yaml").write_text(yaml.safe_dump(rules(issuer)))
+    return {"CREDENTIAL_RULES": str(directory / "rules.yaml"), "CREDENTIAL_SCOPES": TYPE}

@@ -1,5 +1,7 @@
 """`make tck`: the official conformance kit against a real connector, from a clean clone.
 
+Once with self-issued tokens alone, once with Decentralized Claims.
+
 Exit codes: 0 all cases passed; 1 a case failed or too few passed; 2 the run itself broke; 75 the kit could not be had
 at all (the last line is then `TCK NOT RUN: artifacts not reachable`), so that a caller can tell it from a failure.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import shutil
 import subprocess
@@ -33,6 +36,7 @@ MARK = ROOT / "var" / "tck" / "not-reachable"  # .ci/run goes on past this, and 
 VERSIONS = ("1.0.1", "1.0.0-RC6")
 EXPECTED = 65  # of 67; the kit itself disables two
 NOT_REACHABLE = 75
+IDENTITIES = {"tokens": "self-issued tokens alone", "dcp": "Decentralized Claims"}
 T = TypeVar("T")
 UNREACHABLE_WORDS = (
     "Could not find artifact",
@@ -124,16 +128,19 @@ def check_runner(classes: str, directory: Path) -> str:
     return said.strip().splitlines()[-1]
 
 
-async def once(version: str, classes: str, directory: Path, part: str) -> int:
-    """One run of the kit; its exit code. Logs stay in `directory`."""
-    began = time.monotonic()
-    async with harness.serving(script.load(HERE / "cases.yaml"), directory) as running:
+async def once(version: str, classes: str, directory: Path, part: str, identity: str) -> int:
+    """One run of the kit; its exit code. Logs stay in `directory`. `identity`: of IDENTITIES."""
+    began, cases = time.monotonic(), script.load(HERE / "cases.yaml")
+    async with harness.serving(cases, directory, credentials=identity == "dcp") as running:
         properties = directory / "kit.properties"
         properties.write_text(running.properties(free_port()))
-        print(f"kit {version}; seeded in {time.monotonic() - began:.1f} s; logs in {directory}", flush=True)
+        print(
+            f"kit {version}, {IDENTITIES[identity]}; seeded in {time.monotonic() - began:.1f} s; logs in {directory}",
+            flush=True,
+        )
         code, last = await run_kit(classes, properties, least=1 if part else EXPECTED, part=part)
     print(f"kit {version} took {time.monotonic() - began:.1f} s, exit code {code}")
-    print(last, flush=True)
+    print(f"{IDENTITIES[identity]}: {last}", flush=True)
     return code
 
 
@@ -168,6 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the Dataspace Protocol conformance kit.")
     parser.add_argument("--times", type=int, default=1, help="how often, each with a new connector")
     parser.add_argument("--only", default="", help="part of a case's name, e.g. CN:01-02")
+    parser.add_argument("--identity", choices=IDENTITIES, help="one way to prove identity alone")
     parser.add_argument("--logs", type=Path, help="directory to keep logs in; var/tck by default")
     arguments = parser.parse_args()
     directory = (arguments.logs or MARK.parent).resolve()
@@ -181,8 +189,12 @@ def main() -> int:
     except RuntimeError as error:
         print(error, flush=True)
         return 2
-    names = [f"run{number}" for number in range(arguments.times)]
-    return run_each(directory, ((name, lambda place: once(version, classes, place, arguments.only)) for name in names))
+    identities = [arguments.identity] if arguments.identity else list(IDENTITIES)
+    runs = [
+        (f"run{number}-{name}", lambda place, name=name: once(version, classes, place, arguments.only, name))
+        for number, name in itertools.product(range(arguments.times), identities)
+    ]
+    return run_each(directory, runs)
 
 
 if __name__ == "__main__":

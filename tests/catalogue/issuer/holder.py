@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 
+from catalogue.store import CatalogueTransaction
 from connector.identity import self_issued_token
 from connector.identity.credentials.presenting import make_presentations
 from connector.identity.credentials.rules import CredentialRules
@@ -106,8 +107,12 @@ async def deliver(catalogue: Catalogue) -> None:
     """Deliver what is due now, to the end."""
     issuer = catalogue.parts.issuer
     assert issuer is not None
-    while tasks := await issuer.delivery.start_due():
-        await asyncio.gather(*tasks)
+    while await catalogue.parts.store.read(_is_due):
+        await asyncio.gather(*await issuer.delivery.start_due())
+
+
+def _is_due(tx: CatalogueTransaction) -> bool:
+    return bool(tx.issuances.list_due(tx.now, apart_from=(), limit=1))
 
 
 class Network:

@@ -254,17 +254,17 @@ async def test_the_running_issuer_delivers_what_is_requested_and_survives_a_brok
 ) -> None:
     issuer, store = catalogue.parts.issuer, catalogue.parts.store
     assert issuer is not None
-    broken = iter((Busy("full"),))
+    broken = [Busy("full")]
     read = store.read
 
     async def failing_once(work: Any) -> Any:
-        if (error := next(broken, None)) is not None:
-            raise error
+        if broken:
+            raise broken.pop()
         return await read(work)
 
     monkeypatch.setattr(store, "read", failing_once)
     running = asyncio.create_task(issuer.delivery.run())
-    await until(lambda: next(broken, "over") == "over")
+    await until(lambda: not broken)
     await catalogue.admit(holder.provider, "north")
     await until(lambda: holder.deliveries)
     await holder.request(catalogue, *BOTH)

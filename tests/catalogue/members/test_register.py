@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
 from joserfc import jws
 
+from catalogue.members.register import RegisterSigner
 from connector.identity.did import DidResolver
 from connector.identity.member_register import MemberRegister
 from connector.infra.net.http_client import AddressGuard, HttpClient, Reply
@@ -108,3 +110,15 @@ async def test_an_unchanged_register_is_not_sent_twice_and_a_changed_one_is(
     catalogue.clock.advance(61)
     renewed = await catalogue.http.get("/members.jws", headers={"if-none-match": changed.headers["etag"]})
     assert renewed.status_code == 200
+
+
+async def test_the_did_document_names_a_credential_service_where_credentials_are_presented(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    services = (await catalogue.http.get("/.well-known/did.json")).json()["service"]
+    assert "CredentialService" not in [one["type"] for one in services]
+    about = {"credential_folder": tmp_path, "credential_scopes": ("MembershipCredential",)}
+    settings = catalogue.parts.settings.model_copy(update=about)
+    signer = RegisterSigner(catalogue.parts.store, catalogue.parts.identity.key, settings)
+    found = {one["type"]: one["serviceEndpoint"] for one in signer.did_document()["service"]}
+    assert found["CredentialService"] == f"{settings.root_url}/dcp"

@@ -472,6 +472,10 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
 
 
+async def test_nothing_to_decide_is_no_badge(empty: Console) -> None:
+    assert "badge" not in (await empty.get("/datasets", "read")).text
+
+
 async def test_a_file_is_chosen_by_browsing(full: Console, tmp_path: Path) -> None:
     roots = (await full.get("/datasets/browse", "owner")).text
     root = re.search(r"/datasets/browse\?path=([^\"]+)", roots)
@@ -499,6 +503,12 @@ async def test_the_texts_on_a_dataset_are_changed_and_recorded(full: Console) ->
     assert '"changed":["title","keywords","theme"]' in record.text
     long = await full.post("/datasets/patients/texts", new | {"title": "x" * 301}, "owner")
     assert (long.status_code, "x" * 301 in long.text) == (400, True)
+
+
+async def test_what_waits_for_a_decision_is_on_the_tab_and_in_the_title(full: Console) -> None:
+    page = (await full.get("/datasets", "read")).text
+    assert "<title>(1) " in page
+    assert '<span class="badge" title="1 request to decide">1</span>' in page
 
 
 FIELDS = {

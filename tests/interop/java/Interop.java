@@ -9,9 +9,13 @@ import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Executors;
+import org.eclipse.edc.connector.controlplane.catalog.spi.policy.CatalogPolicyContext;
+import org.eclipse.edc.connector.controlplane.contract.spi.policy.ContractNegotiationPolicyContext;
+import org.eclipse.edc.connector.controlplane.contract.spi.policy.TransferProcessPolicyContext;
 import org.eclipse.edc.connector.controlplane.transfer.spi.observe.TransferProcessListener;
 import org.eclipse.edc.connector.controlplane.transfer.spi.observe.TransferProcessObservable;
 import org.eclipse.edc.connector.controlplane.transfer.spi.observe.TransferProcessStartedData;
@@ -19,6 +23,9 @@ import org.eclipse.edc.connector.controlplane.transfer.spi.types.TransferProcess
 import org.eclipse.edc.connector.dataplane.spi.Endpoint;
 import org.eclipse.edc.connector.dataplane.spi.iam.DataPlaneAuthorizationService;
 import org.eclipse.edc.connector.dataplane.spi.iam.PublicEndpointGeneratorService;
+import org.eclipse.edc.policy.engine.spi.PolicyEngine;
+import org.eclipse.edc.policy.engine.spi.RuleBindingRegistry;
+import org.eclipse.edc.policy.model.Permission;
 import org.eclipse.edc.runtime.metamodel.annotation.Inject;
 import org.eclipse.edc.spi.security.Vault;
 import org.eclipse.edc.spi.system.ServiceExtension;
@@ -28,7 +35,7 @@ import org.eclipse.edc.web.spi.WebServer;
 
 /**
  * What EDC 0.15 leaves to its operator: the public endpoint of a pull, keys in the vault, listeners on loopback, and the
- * received data addresses. Settings: interop.port, interop.private and interop.public (PEM files).
+ * received data addresses, and functions for the words of its policies, which hold for anybody. Settings: interop.port, interop.private and interop.public (PEM files).
  */
 public class Interop implements ServiceExtension {
     @Inject private Vault vault;
@@ -36,6 +43,8 @@ public class Interop implements ServiceExtension {
     @Inject private PublicEndpointGeneratorService endpoints;
     @Inject private DataPlaneAuthorizationService tokens;
     @Inject private TransferProcessObservable transfers;
+    @Inject private PolicyEngine policies;
+    @Inject private RuleBindingRegistry bindings;
 
     private final Map<String, Map<String, Object>> addresses = new ConcurrentHashMap<>();
     private final HttpClient http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
@@ -58,6 +67,17 @@ public class Interop implements ServiceExtension {
             server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 0);
         } catch (IOException error) {
             throw new IllegalStateException(error);
+        }
+        var odrl = "http://www.w3.org/ns/odrl/2/";
+        var scopes = List.of("catalog", "contract.negotiation", "transfer.process");
+        for (var action : List.of(odrl + "delete", odrl + "distribute")) {
+            scopes.forEach(scope -> bindings.bind(action, scope));
+        }
+        for (var word : List.of(odrl + "purpose", "https://edc.example/ns/tier")) {
+            scopes.forEach(scope -> bindings.bind(word, scope));
+            policies.registerFunction(CatalogPolicyContext.class, Permission.class, word, (a, b, c, d) -> true);
+            policies.registerFunction(ContractNegotiationPolicyContext.class, Permission.class, word, (a, b, c, d) -> true);
+            policies.registerFunction(TransferProcessPolicyContext.class, Permission.class, word, (a, b, c, d) -> true);
         }
         server.setExecutor(Executors.newFixedThreadPool(4));
         server.createContext("/public", this::serve);
