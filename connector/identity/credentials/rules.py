@@ -73,7 +73,7 @@ class FactRule(_Part):
     prefix: str = Field("", max_length=200)
 
     @model_validator(mode="after")
-    def _one(self) -> FactRule:
+    def check_source(self) -> FactRule:
         if bool(self.path) == bool(self.value):
             raise ValueError("expected either `path` (in the credential's subject) or `value`")
         if self.prefix and not self.path:

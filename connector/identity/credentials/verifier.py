@@ -72,7 +72,7 @@ class SharedPresentations(Protocol):
 
     async def find(self, holder: str) -> Presented | None: ...
 
-    async def put(self, holder: str, presented: Presented, *, until: float) -> None: ...
+    async def store_presented(self, holder: str, presented: Presented, *, until: float) -> None: ...
 
     async def forget(self, holder: str, *, before: float) -> None: ...
 
@@ -204,7 +204,7 @@ class Verifier:
         if self._shared is not None:
             jwts = tuple(credential.jwt.text for credential, _ in presented.credentials)
             until = presented.at + self.rules.facts_seconds
-            await self._shared.put(holder, Presented(presented.at, jwts), until=until)
+            await self._shared.store_presented(holder, Presented(presented.at, jwts), until=until)
         put_recent(self._kept, holder, presented, most=_KEPT_MAX)
         return presented
 

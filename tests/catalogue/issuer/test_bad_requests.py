@@ -94,6 +94,7 @@ TOKENS: dict[str, Callable[[Holder], Headers]] = {
 }  # fmt: skip
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("headers", TOKENS.values(), ids=TOKENS.keys())
 async def test_a_bad_token_is_refused_without_a_reason(
     catalogue: Catalogue, holder: Holder, headers: Callable[[Holder], Headers]
@@ -134,6 +135,7 @@ def without_purposes(holder: Holder) -> Reply:
     return Reply.of(document)
 
 
+@pytest.mark.hostile
 async def test_a_key_that_is_listed_for_no_purpose_is_refused(catalogue: Catalogue, holder: Holder) -> None:
     holder.provider.document = lambda: without_purposes(holder)
     await admitted(catalogue, holder)
@@ -199,6 +201,7 @@ BODIES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("changes", "status"), BODIES.values(), ids=BODIES.keys())
 async def test_a_bad_message_is_refused_and_leaves_nothing(
     catalogue: Catalogue, holder: Holder, changes: dict[str, Any], status: int
@@ -214,6 +217,7 @@ HALF = json.dumps(
 ).encode()  # half a character
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 30_000, b"\xff", b'{"type": NaN}', HALF])
 async def test_what_is_no_message_is_refused(catalogue: Catalogue, holder: Holder, body: bytes) -> None:
     await admitted(catalogue, holder)

@@ -147,6 +147,7 @@ NO_LOGOUT = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("claims", NO_LOGOUT)
 async def test_a_wrong_logout_token_ends_nothing(lab: Lab, claims: dict[str, Any]) -> None:
     await lab.log_in("data-team")
@@ -175,6 +176,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("claims", "reason"), WRONG)
 async def test_a_wrong_id_token_is_refused_with_the_reason_in_our_log_alone(
     lab: Lab, claims: dict[str, Any], reason: str
@@ -192,6 +194,7 @@ async def refused(lab: Lab, answer: httpx2.Response, reason: str) -> None:
     assert (await lab.http.get("/api/v1/self")).status_code == 401
 
 
+@pytest.mark.hostile
 async def test_a_response_with_another_state_issuer_or_an_error_is_refused(lab: Lab) -> None:
     for changes in ({"state": "other"}, {"iss": "https://other.example"}, {"error": "access_denied"}):
         answer = await lab.log_in(**changes)
@@ -200,6 +203,7 @@ async def test_a_response_with_another_state_issuer_or_an_error_is_refused(lab: 
     assert all(word in reasons for word in ("expected the state", "got another's `iss`", "access_denied"))
 
 
+@pytest.mark.hostile
 async def test_a_login_at_one_provider_does_not_end_at_another(lab: Lab) -> None:
     back = lab.idp.log_in((await lab.http.get(START)).headers["location"])
     answer = await lab.http.get(BACK.replace("clinic", "branch"), params=back)
@@ -237,12 +241,14 @@ async def test_the_id_token_is_stored_sealed(lab: Lab) -> None:
     assert (hint.count("."), stored.count("."), hint in stored) == (2, 4, False)  # signed; encrypted
 
 
+@pytest.mark.hostile
 async def test_a_response_without_the_browsers_own_attempt_is_refused(lab: Lab) -> None:
     back = lab.idp.log_in((await lab.http.get(START)).headers["location"])
     lab.http.cookies.clear()
     await refused(lab, await lab.http.get(BACK, params=back), "cookie of a login")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("cookie", ["x", "a.b.c.d.e", ""])
 async def test_a_forged_attempt_is_refused(lab: Lab, cookie: str) -> None:
     headers = {"cookie": f"{ATTEMPT_COOKIE}={cookie}"}
@@ -259,6 +265,7 @@ async def test_a_code_is_good_once(lab: Lab) -> None:
     await refused(lab, await lab.http.get(BACK, params=back, headers=attempt), "invalid_grant")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("alg", ["none", "HS256"])
 async def test_an_algorithm_that_anyone_can_sign_with_is_refused(lab: Lab, alg: str) -> None:
     lab.idp.alg = alg
@@ -284,6 +291,7 @@ async def test_a_provider_that_is_down_is_refused_and_tokens_still_work(lab: Lab
     assert (await lab.desk.get("/", "read")).status_code == 200
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "metadata", [{"issuer": "https://other.example"}, {"id_token_signing_alg_values_supported": ["none", "HS256"]}]
 )
@@ -353,6 +361,7 @@ NO_ID_TOKEN = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("claims", "reason"), NO_ID_TOKEN)
 async def test_a_wrong_id_token_of_a_program_is_refused(lab: Lab, claims: dict[str, Any], reason: str) -> None:
     answer = await exchange(lab, lab.idp.id_token(**claims))
@@ -361,6 +370,7 @@ async def test_a_wrong_id_token_of_a_program_is_refused(lab: Lab, claims: dict[s
     assert reason in text
 
 
+@pytest.mark.hostile
 async def test_what_is_no_id_token_is_refused(lab: Lab) -> None:
     lab.idp.signing = ECKey.generate_key("P-256", {"kid": "first"})
     for token in (lab.idp.id_token(), "a.b.c", "x" * 20_000):

@@ -144,6 +144,7 @@ async def test_it_may_be_bound_to_an_agreement_of_ours_alone(lab: Lab) -> None:
     assert (await lab.http.get("/api/v1/datasets", headers=bearer)).status_code == 403
 
 
+@pytest.mark.hostile
 async def test_an_assertion_is_used_once_at_all_processes_together(lab: Lab) -> None:
     text = lab.assertion()
     answers = await asyncio.gather(*(lab.ask(text) for _ in range(5)))
@@ -212,6 +213,7 @@ BAD_CLAIMS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("claims", "reason"), BAD_CLAIMS)
 async def test_wrong_claims_are_refused(lab: Lab, claims: dict[str, Any], reason: str) -> None:
     answer = await lab.ask(lab.assertion(**claims))
@@ -233,6 +235,7 @@ def encode(part: bytes) -> str:
     return base64.urlsafe_b64encode(part).decode().rstrip("=")
 
 
+@pytest.mark.hostile
 async def test_wrong_signatures_are_refused(lab: Lab) -> None:
     now, mine = int(time.time()), lab.keys["pipeline"]
     claims = {"iss": "pipeline", "sub": "pipeline", "aud": TOKEN_URL, "exp": now + 60, "jti": "j"}
@@ -257,6 +260,7 @@ async def test_wrong_signatures_are_refused(lab: Lab) -> None:
     assert (await lab.ask(good)).status_code == 200
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "text", ["", "x", "a.b.c", "..", "e30.e30.", "e30.W10.x", "a" * 20_000, "\u00e9.\u00e9.\u00e9", "hanse_wl_a.b.c"]
 )
@@ -264,6 +268,7 @@ async def test_what_is_no_assertion_is_refused(lab: Lab, text: str) -> None:
     assert (await lab.ask(text)).json() == {"error": "invalid_client"}
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "more",
     [
