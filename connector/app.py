@@ -53,6 +53,7 @@ from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog
 from connector.wallet import routes as wallet_routes
 from connector.wallet import token_service
+from connector.wallet.credential_requests import CredentialRequests
 
 
 class _Public(FastAPI):
@@ -124,6 +125,7 @@ def management_app(parts: Services) -> FastAPI:
         docs_url=None,  # FastAPI's page loads scripts from other hosts, which could use our session
         redoc_url=None,
     )
+    credential_requests = _credential_requests(parts)
     problem_json.install(app)
     # Flat, as nested routers match a request once per level; the most frequent first.
     for routes in (
@@ -156,6 +158,7 @@ def management_app(parts: Services) -> FastAPI:
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),
+        facts.credentials_router(credential_requests, tokens),
         events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens, note=parts.log.note_reading),
     ):
         app.include_router(routes, prefix="/api/v1")
@@ -174,6 +177,17 @@ def management_app(parts: Services) -> FastAPI:
         return HTMLResponse(api_reference.render_page(app.openapi()), headers=dict(HEADERS))
 
     return app
+
+
+def _credential_requests(parts: Services) -> CredentialRequests:
+    return CredentialRequests(
+        parts.store,
+        parts.net,
+        parts.resolver,
+        parts.identity.mint,
+        did=parts.participant,
+        issuers=parts.settings.credential_issuers,
+    )
 
 
 def _console(parts: Services) -> APIRouter:

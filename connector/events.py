@@ -114,6 +114,10 @@ class CredentialStored(Event):
     """A credential about us was stored. `detail`: issuer, types, expires, credential (its id)."""
 
 
+class CredentialRequested(Event):
+    """A request of ours for a credential about us, and what became of it. `detail`: issuer, type, status."""
+
+
 class CredentialOffered(Event):
     """An issuer offered us credentials. `detail`: credentials, what the offer names."""
 

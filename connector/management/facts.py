@@ -1,4 +1,7 @@
-"""Facts on the management API: what is known of a participant and from whom, and what the owner vouches for."""
+"""Facts on the management API: what is known of a participant and from whom, and what the owner vouches for.
+
+Beside them the credentials by which issuers vouch for us.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connector.errors import BadInput
 from connector.management.sign_on.auth import Caller, Tokens
-from connector.store.tables import Attestation
+from connector.store.tables import Attestation, CredentialRequest
 from connector.usage.fact_collector import FactCollector
+from connector.wallet.credential_requests import CredentialRequests, HeldView
 from policies import vocabulary
 from policies.evaluation.evaluate import Facts
 from policies.evaluation.values import instant
@@ -40,6 +44,72 @@ class FactView(BaseModel):
     evidence: str
     recorded_by: str
     recorded_at: float
+
+
+class NewCredentialRequest(BaseModel):
+    """A request to an issuer for a credential about us."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    issuer: str = Field(max_length=255, description="DID of an issuer that HANSE_CREDENTIAL_ISSUERS lists.")
+    type: str = Field(max_length=200, description="Type of the credential, e.g. MembershipCredential.")
+
+
+class CredentialRequestView(BaseModel):
+    id: str
+    issuer: str
+    type: str
+    status: str
+    reason: str
+    requested_by: str
+    created_at: float
+    updated_at: float
+
+
+class CredentialView(BaseModel):
+    """A credential that we hold. `status`: valid, expired, revoked, suspended, withdrawn, or unknown for now."""
+
+    id: str
+    name: str
+    issuer: str
+    types: list[str]
+    status: str
+    expires: float | None
+    stored_at: float
+
+
+def view_request(row: CredentialRequest) -> CredentialRequestView:
+    return CredentialRequestView(**{name: getattr(row, name) for name in CredentialRequestView.model_fields})
+
+
+def view_credential(held: HeldView) -> CredentialView:
+    shown = {name: getattr(held.row, name) for name in CredentialView.model_fields if name != "status"}
+    return CredentialView(**shown, status=held.status)
+
+
+def credentials_router(requests: CredentialRequests, tokens: Tokens) -> APIRouter:
+    """The credentials that we hold, and our requests for them."""
+    routes = APIRouter(prefix="/credentials", tags=["credentials"])
+    owner = Depends(tokens.require("owner"))
+    reader = Depends(tokens.require("read"))
+
+    @routes.get("", summary="Credentials that we hold, the newest first, with their status now")
+    async def held(_: Caller = reader) -> list[CredentialView]:
+        return [view_credential(one) for one in await requests.list_held()]
+
+    @routes.post("/requests", status_code=201, summary="Ask an issuer for a credential about us")
+    async def request(new: NewCredentialRequest, caller: Caller = owner) -> CredentialRequestView:
+        return view_request(await requests.request(new.issuer, new.type, by=caller.name))
+
+    @routes.get("/requests", summary="Our requests for credentials, the newest first, as last known")
+    async def list_requests(_: Caller = reader) -> list[CredentialRequestView]:
+        return [view_request(row) for row in await requests.list_requests()]
+
+    @routes.get("/requests/{pid}", summary="One request; its issuer is asked for the status while it is open")
+    async def get_request(pid: str, _: Caller = reader) -> CredentialRequestView:
+        return view_request(await requests.refresh(pid))
+
+    return routes
 
 
 def view(row: Attestation) -> FactView:

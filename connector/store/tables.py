@@ -350,6 +350,23 @@ class HeldCredential(ConnectorTable):
     stored_at: Mapped[float]
 
 
+class CredentialRequest(ConnectorTable):
+    """A request of ours to an issuer for a credential about us."""
+
+    __tablename__ = "credential_request"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)  # the `holderPid` of its messages
+    issuer: Mapped[str] = mapped_column(_Key)
+    type: Mapped[str] = mapped_column(_Key)
+    status: Mapped[str] = mapped_column(
+        _Key
+    )  # REQUESTED, RECEIVED, ISSUED, REJECTED; FAILED: the issuer did not take it
+    status_url: Mapped[str]  # of the issuer; empty until it has taken the request
+    reason: Mapped[str]
+    requested_by: Mapped[str] = mapped_column(_Key)
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+
+
 class UsedToken(ConnectorTable):
     """A self-issued token that was used at one of this connector's processes, until it expires."""
 

@@ -17,6 +17,7 @@ from connector.identity.did import DidResolver
 from connector.identity.signed_jwt import ReadJwt, read_jwt, verify_jwt
 from connector.store import Store, Transaction
 from connector.store.tables import HeldCredential
+from connector.wallet.credential_requests import check_delivery, note_delivery
 
 _HELD_MAX = 1_000
 
@@ -63,6 +64,9 @@ async def store_checked(
             tx.held_credentials.store(row)
             detail = {"issuer": row.issuer, "types": row.types, "expires": row.expires, "credential": row.name}
             tx.publish(CredentialStored(actor=by, detail=detail))
+        if holder_pid:
+            check_delivery(tx, by, holder_pid)
+            note_delivery(tx, holder_pid, "ISSUED")
         return rows
 
     return await store.write(work)

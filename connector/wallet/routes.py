@@ -21,6 +21,7 @@ from connector.identity.identity_service import Identity
 from connector.identity.signed_jwt import ReadJwt
 from connector.store import Store
 from connector.telemetry import logger
+from connector.wallet.credential_requests import check_delivery, note_delivery
 from connector.wallet.held_credentials import check_credential, find_presentable, store_checked
 from connector.wallet.issuer_messages import read_delivery, read_offer
 
@@ -64,10 +65,13 @@ def router(
         checked = [await check_credential(resolver, text, did=identity.did) for text in delivery.credentials]
         if any(one.issuer != issuer for one in checked):
             raise BadInput(f"expected credentials of {issuer}, which delivers them, got one of another issuer")
+        pid = delivery.holder_pid
+        await store.read(lambda tx: check_delivery(tx, issuer, pid))
         if checked:
-            await store_checked(store, checked, by=issuer, holder_pid=delivery.holder_pid)
+            await store_checked(store, checked, by=issuer, holder_pid=pid)
         else:
-            _log.info("credentials_rejected", issuer=issuer, request=delivery.holder_pid)
+            _log.info("credentials_rejected", issuer=issuer, request=pid)
+            await store.write(lambda tx: note_delivery(tx, pid, "REJECTED"))
         return {}
 
     @routes.post("/offers", summary="An issuer offers credentials; our operator decides")

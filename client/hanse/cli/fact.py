@@ -1,14 +1,19 @@
-"""`hanse fact`: what you know of participants (permits, environments, roles) and of your datasets, and vouch for."""
+"""`hanse fact`: what you know of participants (permits, environments, roles) and of your datasets, and vouch for.
+
+`hanse credential`: what issuers vouch for about you.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import itemgetter
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from hanse.agreement import quote_segment
 from hanse.cli.connection import list_all, space
-from hanse.cli.output import AsJson, format_time, print_json, print_rows, say, time_column
+from hanse.cli.output import AsJson, format_time, print_json, print_one, print_rows, say, time_column
 
 commands = typer.Typer(help="What you know of participants, and vouch for.", no_args_is_help=True)
 
@@ -75,3 +80,47 @@ def show_known(
     ]
     rows += [{"fact": fact, "value": "(unknown)", "from": f"could be: {who}"} for fact, who in found["unknown"].items()]
     print_rows(rows, {"fact": "fact", "value": "value", "from": "from", "until": "until"}, as_json=False)
+
+
+credential_commands = typer.Typer(help="What issuers vouch for about you: list and request it.", no_args_is_help=True)
+_REQUEST = {"id": "id", "type": "type", "status": "status", "issuer": "issuer", "reason": "reason"}
+
+
+@credential_commands.command("list")
+def list_credentials(as_json: AsJson = False) -> None:
+    """The credentials that your connector holds, with their status now."""
+    columns = {"types": _types, "status": "status", "issuer": "issuer", "ends": time_column("expires")}
+    print_rows(space().api.get("/credentials"), columns, as_json=as_json)
+
+
+@credential_commands.command("request")
+def request_credential(
+    issuer: Annotated[str, typer.Option(help="DID of an issuer in HANSE_CREDENTIAL_ISSUERS.", show_default=False)],
+    type_: Annotated[str, typer.Option("--type", help="Type, e.g. MembershipCredential.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Ask an issuer for a credential. It delivers to your connector, at once or once a person there has decided."""
+    made = space().api.post("/credentials/requests", {"issuer": issuer, "type": type_})
+    print_one(made, _REQUEST, as_json=as_json)
+    if not as_json:
+        say(f"see what came of it with `hanse credential show {made['id']}`")
+
+
+@credential_commands.command("requests")
+def list_credential_requests(as_json: AsJson = False) -> None:
+    """Your requests, as last known."""
+    print_rows(space().api.get("/credentials/requests"), _REQUEST, as_json=as_json)
+
+
+@credential_commands.command("show")
+def show_credential_request(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The request's id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """One request, with the status that its issuer gives now."""
+    row = space().api.get(f"/credentials/requests/{quote_segment(id_)}")
+    print_one(row, _REQUEST, as_json=as_json)
+
+
+def _types(row: Mapping[str, Any]) -> str:
+    return ", ".join(one for one in row["types"] if one != "VerifiableCredential")

@@ -63,6 +63,17 @@ class StatusLists:
 
         Raises: Unauthenticated if it is set or the entry or list is invalid; Busy if the list cannot be had now.
         """
+        is_set, until = await self.read(entry, issuer=issuer, now=now)
+        if is_set:
+            purpose = str(entry.get("statusPurpose"))
+            raise Unauthenticated(f"a credential of {issuer} is withdrawn ({purpose[:50]!a}); its issuer knows why")
+        return until
+
+    async def read(self, entry: Mapping[str, Any], *, issuer: str, now: float) -> tuple[bool, float]:
+        """Whether an entry's bit is set, and until when that counts (UTC seconds).
+
+        Raises: Unauthenticated if the entry or list is invalid; Busy if the list cannot be had now.
+        """
         kind = _KINDS.get(str(entry.get("type")))
         url, index, purpose = (entry.get(name) for name in ("statusListCredential", "statusListIndex", "statusPurpose"))
         if kind is None or not isinstance(url, str) or not isinstance(purpose, str):
@@ -74,9 +85,7 @@ class StatusLists:
         found = await self._list(url.partition("#")[0], issuer, now)
         if found.kind != kind or purpose not in found.purposes:
             raise Unauthenticated(f"expected a {kind} for {purpose[:50]!a}, got one of another type or purpose")
-        if found.is_set(int(str(index))):
-            raise Unauthenticated(f"a credential of {issuer} is withdrawn ({purpose[:50]!a}); its issuer knows why")
-        return found.until
+        return found.is_set(int(str(index))), found.until
 
     async def _list(self, url: str, issuer: str, now: float) -> _List:
         kept = self._kept.get((url, issuer))

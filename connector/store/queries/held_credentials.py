@@ -1,4 +1,4 @@
-"""Queries for the credentials that we hold."""
+"""Queries for the credentials that we hold, and our requests for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from connector.store.tables import HeldCredential
+from connector.store.tables import CredentialRequest, HeldCredential
 
 
 class HeldCredentialQueries:
@@ -30,6 +30,26 @@ class HeldCredentialQueries:
 
     def count(self) -> int:
         return self._session.scalar(select(func.count()).select_from(HeldCredential)) or 0
+
+    def list_all(self) -> Sequence[HeldCredential]:
+        """All credentials, the newest first; ended ones too."""
+        order = (HeldCredential.stored_at.desc(), HeldCredential.id)
+        return self._session.scalars(select(HeldCredential).order_by(*order)).all()
+
+    def add_request(self, row: CredentialRequest) -> None:
+        self._session.add(row)
+
+    def get_request(self, id: str) -> CredentialRequest | None:
+        return self._session.get(CredentialRequest, id)
+
+    def list_requests(self, limit: int) -> Sequence[CredentialRequest]:
+        """Our requests, the newest first."""
+        order = (CredentialRequest.created_at.desc(), CredentialRequest.id)
+        return self._session.scalars(select(CredentialRequest).order_by(*order).limit(limit)).all()
+
+    def count_open_requests(self) -> int:
+        opened = CredentialRequest.status.in_(("REQUESTED", "RECEIVED"))
+        return self._session.scalar(select(func.count()).select_from(CredentialRequest).where(opened)) or 0
 
     def list_current(self, now: float) -> Sequence[HeldCredential]:
         """The credentials that have not ended, in the order in which they were stored."""
