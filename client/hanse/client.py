@@ -27,7 +27,7 @@ from hanse._transport import http_stream
 from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import HttpReply, HttpRequest
-from hanse._transport.workload import WorkloadToken
+from hanse._transport.person import Token
 from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
@@ -70,7 +70,7 @@ class Entry:
 class Space:
     """A connection to one participant's connector."""
 
-    def __init__(self, url: str, token: str | WorkloadToken, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: Token, *, seconds: float = 30.0) -> None:
         self._connect = partial(Api, url, token, seconds=seconds)
         self._api, self._process = self._connect(), os.getpid()
 

@@ -27,6 +27,8 @@ FILE = """providers:
   client_id: hanse
   client_secret: a-secret-of-the-test-alone-0123456789
   scopes: openid profile
+  cli_client_id: hanse-cli
+  cli_scopes: openid profile offline_access
   roles: {{data-team: owner, board: approver, revision: auditor}}
 """
 
@@ -41,11 +43,12 @@ class SignOnPlace:
 
 
 @asynccontextmanager
-async def sign_on_place(folder: Path) -> AsyncIterator[SignOnPlace]:
-    """Console and provider to the end of the block."""
+async def sign_on_place(folder: Path, *, lifetime: int = 3600) -> AsyncIterator[SignOnPlace]:
+    """Console and provider to the end of the block. `lifetime`: of ID tokens, in seconds."""
     program, first = npm.installed("oidc-provider", VERSION), free_range(2)
     base, issuer = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{first + 1}"
-    async with provider(program, first + 1, base), console_with(folder, FILE.format(issuer=issuer), first) as parts:
+    running = provider(program, first + 1, base, lifetime=lifetime)
+    async with running, console_with(folder, FILE.format(issuer=issuer), first) as parts:
         yield SignOnPlace(base, issuer, parts)
 
 
@@ -68,12 +71,13 @@ async def console_with(folder: Path, sign_on: str, port: int) -> AsyncIterator[S
 
 
 @asynccontextmanager
-async def provider(folder: Path, port: int, base: str) -> AsyncIterator[None]:
+async def provider(folder: Path, port: int, base: str, *, lifetime: int) -> AsyncIterator[None]:
     """The provider, from its first word to the end of the block."""
     script = folder / "provider.mjs"  # a module finds others from where it stands
     shutil.copy(SCRIPT, script)
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("node", str(script), str(port), base, stdout=pipe, stderr=pipe)
+    command = ["node", str(script), str(port), base, str(lifetime)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):

@@ -55,7 +55,7 @@ class WorkloadToken:
     def _renew(self, exchange: Exchange) -> None:
         begun = time.monotonic()
         try:
-            text, seconds, signed = _read_answer(exchange(self._form()))
+            text, seconds, signed = read_answer(exchange(self._form()))
         except HanseError:
             if not self._text or begun >= self._ends:
                 raise
@@ -89,7 +89,7 @@ def _read_file(file: Path) -> str:
     return text
 
 
-def _read_answer(answer: Any) -> tuple[str, float, str]:
+def read_answer(answer: Any) -> tuple[str, float, str]:
     """Return the token, its lifetime in seconds, and the job that it acts for. Raises: Broken for another form."""
     token = answer.get("access_token") if isinstance(answer, dict) else None
     seconds = answer.get("expires_in") if isinstance(answer, dict) else None
