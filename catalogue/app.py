@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catalogue import pages
 from catalogue.api import admin, error_pages, export_routes, health, routes
 from catalogue.api.access import ViewerAuthenticator
+from catalogue.api.sign_on import OperatorSignOn, read_providers
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
 from catalogue.members.members import Members
@@ -29,6 +31,7 @@ from connector.errors import BadInput
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.identity.keys import load_participant_key
+from connector.identity.openid.login import LoginClient
 from connector.infra import html
 from connector.infra.html import api_reference
 from connector.infra.net.http_client import AddressGuard, HttpClient
@@ -53,6 +56,7 @@ class CatalogueServices:
     net: HttpClient
     identity: Identity
     access: ViewerAuthenticator
+    sign_on: OperatorSignOn
     register: RegisterSigner
     index: Index
     search: Search
@@ -75,6 +79,9 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     net = HttpClient(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
     identity = Identity(did=settings.did, key=key, resolver=DidResolver(net))
     access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
+    secret = hmac.digest(key.as_der(private=True), b"login attempts", "sha256")
+    logins = LoginClient(net, read_providers(settings.sign_on), base=settings.root_url, secret=secret)
+    sign_on = OperatorSignOn(access, logins, secure=settings.root_url.startswith("https:"))
     index = Index(settings.data_dir / "index", store)
 
     async def follow() -> None:
@@ -85,7 +92,9 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     members = Members(store, net, settings, on_change=follow, wake=crawler.wake, stop=crawler.stop)
     register = RegisterSigner(store, key, settings)
     search = Search(store, index)
-    return CatalogueServices(settings, store, net, identity, access, register, index, search, crawler, members, metrics)
+    return CatalogueServices(
+        settings, store, net, identity, access, sign_on, register, index, search, crawler, members, metrics
+    )
 
 
 def create_app(
@@ -104,7 +113,9 @@ def create_app(
     app.middleware("http")(_build_guard(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
     app.add_middleware(HeadRequests)
-    site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
+    site = pages.Site(
+        built.search, built.access, built.members, built.crawler, built.store, settings, built.sign_on, clock=clock
+    )
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
