@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from catalogue.api import (
     routes,
 )
 from catalogue.api.access import ViewerAuthenticator
+from catalogue.api.sign_on import OperatorSignOn, read_providers
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
 from catalogue.issuer.credential_signer import CredentialSigner
@@ -45,6 +47,7 @@ from connector.identity.credentials.presentation_query import PresentationServic
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.keys import load_participant_key
+from connector.identity.openid.login import LoginClient
 from connector.infra import html
 from connector.infra.html import api_reference
 from connector.infra.net.http_client import AddressGuard, HttpClient
@@ -78,6 +81,7 @@ class CatalogueServices:
     net: HttpClient
     identity: Identity
     access: ViewerAuthenticator
+    sign_on: OperatorSignOn
     register: RegisterSigner
     index: Index
     search: Search
@@ -103,6 +107,9 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     resolver.allow_every_key(settings.issuer_keys_for_all_purposes)
     identity = Identity(did=settings.did, key=key, resolver=resolver, scopes=settings.credential_scopes)
     access = ViewerAuthenticator(store, identity, session_seconds=settings.session_seconds)
+    secret = hmac.digest(key.as_der(private=True), b"login attempts", "sha256")
+    logins = LoginClient(net, read_providers(settings.sign_on), base=settings.root_url, secret=secret)
+    sign_on = OperatorSignOn(access, logins, secure=settings.root_url.startswith("https:"))
     index = Index(settings.data_dir / "index", store)
 
     async def follow() -> None:
@@ -121,7 +128,7 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     register = RegisterSigner(store, key, settings)
     search = Search(store, index)
     return CatalogueServices(
-        settings, store, net, identity, access, register, index, search, crawler, members, metrics, issuer
+        settings, store, net, identity, access, sign_on, register, index, search, crawler, members, metrics, issuer
     )
 
 
@@ -150,7 +157,9 @@ def create_app(
     app.middleware("http")(_build_guard(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
     app.add_middleware(HeadRequests)
-    site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
+    site = pages.Site(
+        built.search, built.access, built.members, built.crawler, built.store, settings, built.sign_on, clock=clock
+    )
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))

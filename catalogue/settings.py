@@ -60,6 +60,9 @@ class CatalogueSettings(BaseSettings):
         None,
         description="File that the first start writes the admin token to (mode 0600) instead of printing it.",
     )
+    sign_on: Place = Field(
+        None, description="YAML file (mode 0600) with the OpenID Connect providers of the operator's people."
+    )
     session_seconds: int = Field(12 * 3600, ge=60, description="Seconds until an operator must log in again.")
 
     allow_private: Networks = Field(

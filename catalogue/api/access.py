@@ -134,6 +134,27 @@ class ViewerAuthenticator:
         await self._store.write(work)
         return cookie
 
+    async def log_in_person(self, subject: str, *, until: float) -> tuple[str, int]:
+        """Start a browser session of a person whom a provider named. Returns the cookie's value and its seconds.
+
+        The session ends at `until` at the latest.
+        """
+        cookie = secrets.token_urlsafe(32)
+
+        def work(tx: CatalogueTransaction) -> float:
+            ends = min(until, tx.now + self._session_seconds)
+            tx.tokens.sweep(tx.now)
+            tx.tokens.add(
+                Token(digest=_digest(cookie), name=subject, kind="person", created_at=tx.now, expires_at=ends)
+            )
+            return ends - tx.now
+
+        return cookie, max(1, int(await self._store.write(work)))
+
+    async def end_person(self, subject: str) -> None:
+        """End the sessions of a person."""
+        await self._store.write(lambda tx: tx.tokens.end_person(subject))
+
     async def log_out(self, cookie: str) -> None:
         await self._store.write(lambda tx: tx.tokens.remove(_digest(cookie)))
 

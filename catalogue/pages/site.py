@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from catalogue.api.access import COOKIE, Viewer, ViewerAuthenticator
 from catalogue.api.routes import filters_of
+from catalogue.api.sign_on import HINT_COOKIE, OperatorSignOn
 from catalogue.crawl.crawler import Crawler
 from catalogue.crawl.description_quality import validate
 from catalogue.exports import EXPORTS
@@ -71,11 +72,13 @@ class Site:
         crawler: Crawler,
         store: CatalogueStore,
         settings: CatalogueSettings,
+        sign_on: OperatorSignOn,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._search, self._access, self._members, self._crawler = search, access, members, crawler
         self._store, self._settings, self._clock = store, settings, clock
+        self._sign_on = sign_on
         templates = FileSystemLoader(Path(__file__).parent / "templates")
         self._pages = Environment(
             loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,6 +86,7 @@ class Site:
         self._pages.filters.update(page_text.FILTERS)
         self._pages.globals.update(
             settings=settings,
+            providers=sign_on.providers,
             search_url=page_text.search_url,
             TIERS=TIERS,
             TERM_GROUPS=CONSUMERS_GROUPS,
@@ -108,12 +112,16 @@ class Site:
         routes = APIRouter(include_in_schema=False)
         self._public(routes)
         self._session(routes)
+        routes.include_router(self._sign_on.router(self._anonymous_page))
         self._operator(routes)
         return routes
 
     def _page(self, name: str, viewer: Viewer, *, status: int = 200, **context: Any) -> HTMLResponse:
         html = self._pages.get_template(name).render(viewer=viewer, now=self._clock(), **context)
         return HTMLResponse(html, status_code=status, headers={"cache-control": "private, no-cache"})
+
+    def _anonymous_page(self, name: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+        return self._page(name, Viewer(), status=status, where="login", **context)
 
     # -- what everybody may open
 
@@ -188,9 +196,13 @@ class Site:
 
         @routes.post("/logout")
         async def logout(request: Request) -> Response:
+            """End the session here, then at its provider. The page leads there: a form may only lead to these pages."""
             await self._access.log_out(request.cookies.get(COOKIE, ""))
-            response = RedirectResponse("/", status_code=303)
+            response: Response = RedirectResponse("/", status_code=303)
+            if away := await self._sign_on.logout_url(request):
+                response = self._anonymous_page("goto.html", heading="Logged out here", target=away)
             response.delete_cookie(COOKIE)
+            response.delete_cookie(HINT_COOKIE, path="/logout")
             return response
 
     # -- the operator's forms

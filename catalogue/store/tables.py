@@ -29,7 +29,7 @@ class Token(CatalogueTable):
     __tablename__ = "token"
     digest: Mapped[str] = mapped_column(_Key, primary_key=True)
     name: Mapped[str] = mapped_column(_Key)
-    kind: Mapped[str] = mapped_column(String(16))  # token | session
+    kind: Mapped[str] = mapped_column(String(16))  # token | session | person, named by issuer and subject
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
 

@@ -26,6 +26,10 @@ class CatalogueTokenQueries:
     def remove(self, digest: str) -> None:
         self._session.execute(delete(Token).where(Token.digest == digest))
 
+    def end_person(self, subject: str) -> None:
+        """Remove the sessions of a person."""
+        self._session.execute(delete(Token).where(Token.kind == "person", Token.name == subject))
+
     def end_all(self) -> None:
         """Remove all tokens and sessions."""
         self._session.execute(delete(Token).where(Token.kind == "token"))  # waits for who begins a session by one

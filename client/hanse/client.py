@@ -27,8 +27,8 @@ from hanse._transport import http_stream
 from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import HttpReply, HttpRequest
+from hanse._transport.person import Token
 from hanse._transport.read_renewal import ReadRenewal
-from hanse._transport.workload import RenewedToken
 from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
@@ -72,7 +72,7 @@ class Entry:
 class Space:
     """A connection to one participant's connector."""
 
-    def __init__(self, url: str, token: str | RenewedToken, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: Token, *, seconds: float = 30.0) -> None:
         self._connect = partial(Api, url, token, seconds=seconds)
         self._api, self._process = self._connect(), os.getpid()
 

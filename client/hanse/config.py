@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanse._transport.workload import JOB_MAX, RenewedToken, ServiceToken, WorkloadToken, fits_header
+from hanse._transport.login_file import login_file, read_login, write_login
+from hanse._transport.person import PersonToken, Token
+from hanse._transport.workload import JOB_MAX, ServiceToken, WorkloadToken, fits_header
 from hanse.errors import BadInput
 
 DEFAULT_URL = "http://127.0.0.1:8081"
@@ -20,15 +22,8 @@ class Connection:
     """An address and a token; `source` says where the token was found, for people."""
 
     url: str
-    token: str | RenewedToken
+    token: Token
     source: str
-
-
-def login_file() -> Path:
-    """Return the file of `hanse login`: HANSE_CONFIG, or hanse/client.json in the user's configuration directory."""
-    if own := os.environ.get("HANSE_CONFIG"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hanse" / "client.json"
 
 
 def find_connection(*, url: str = "", token: str = "") -> Connection:
@@ -37,7 +32,7 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
     Raises:
         BadInput: the login file is malformed, or readable by others.
     """
-    saved = _read_login()
+    saved = read_login(login_file())
     where = url or os.environ.get("HANSE_URL", "") or saved.get("url", "") or DEFAULT_URL
     where = where.rstrip("/")
     if token:
@@ -49,7 +44,8 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
     if workload := _find_workload():
         return Connection(where, workload, str(workload.file))
     if saved.get("token") and saved.get("url", "").rstrip("/") == where:
-        return Connection(where, saved["token"], str(login_file()))
+        file = login_file()
+        return Connection(where, PersonToken(file) if saved.get("refresh_token") else saved["token"], str(file))
     return Connection(where, "", "nowhere")
 
 
@@ -83,16 +79,14 @@ def _find_workload() -> WorkloadToken | None:
 def keep(url: str, token: str) -> Path:
     """Save an address and its token, readable by the user only."""
     file = login_file()
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump({"url": url.rstrip("/"), "token": token}, out)
-        draft.replace(file)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        error.filename = error.filename or str(file)  # a full disk's error names no file
-        raise
+    write_login(file, {"url": url.rstrip("/"), "token": token})
+    return file
+
+
+def keep_login(url: str, provider: Mapping[str, str], tokens: Mapping[str, str]) -> Path:
+    """Save a login at a provider, readable by the user only."""
+    file = login_file()
+    write_login(file, {"url": url.rstrip("/"), **provider, **tokens})
     return file
 
 
@@ -101,22 +95,5 @@ def forget() -> bool:
     file = login_file()
     there = file.exists()
     file.unlink(missing_ok=True)
+    file.with_name(f".{file.name}.lock").unlink(missing_ok=True)
     return there
-
-
-def _read_login() -> dict[str, str]:
-    file = login_file()
-    try:
-        text = file.read_text()
-        if file.stat().st_mode & 0o077:
-            raise BadInput(f"{file} holds a token and can be read by other users; run `chmod 600 {file}`")
-        saved = json.loads(text)
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict):
-        raise BadInput(
-            f"expected the form that `hanse login` writes in {file}, got another; remove it and log in again"
-        )
-    return {str(key): str(value) for key, value in saved.items()}

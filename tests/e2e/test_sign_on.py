@@ -4,55 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 
-import httpx2
 import pytest
 from joserfc.jwk import ECKey
 
 from connector.audit.log import Filter
+from tests.support.form_browser import browser
 from tests.support.openid_console import SignOnPlace, sign_on_place
-
-
-@dataclass
-class Browser:
-    """Follows redirects and submits forms as a browser does, with its cookies."""
-
-    http: httpx2.AsyncClient
-    asked: list[str] = field(default_factory=list)
-
-    async def open(self, address: str) -> httpx2.Response:
-        answer = await self.http.get(address)
-        while answer.is_redirect:
-            answer = await self.http.get(answer.url.join(answer.headers["location"]))
-        return answer
-
-    async def submit(self, page: httpx2.Response, **said: str) -> httpx2.Response:
-        """Submit the form of a page, with its hidden fields."""
-        action = unescape(re.findall(r'<form[^>]*action="([^"]+)"', page.text)[0])
-        hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text))
-        answer = await self.http.post(page.url.join(action), data=hidden | said)
-        return await self.open(str(answer.url.join(answer.headers["location"]))) if answer.is_redirect else answer
-
-    async def log_in(self, base: str, person: str) -> httpx2.Response:
-        """Log in at the provider and consent; return the page that the console shows then."""
-        consent = await self.submit(await self.open(f"{base}/login/with/clinic"), login=person, password="any")
-        return await self.submit(consent)
 
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[SignOnPlace]:
     async with sign_on_place(tmp_path) as made:
         yield made
-
-
-@asynccontextmanager
-async def browser() -> AsyncIterator[Browser]:
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
-        yield Browser(http)
 
 
 PEOPLE = [

@@ -30,6 +30,8 @@ FILE = """providers:
   client_id: hanse
   client_secret: a-secret-of-the-test-alone-0123456789
   scopes: openid profile
+  cli_client_id: hanse-cli
+  cli_scopes: openid profile offline_access
   roles: {{data-team: owner, board: approver, revision: auditor}}
 """
 
@@ -44,14 +46,18 @@ class SignOnPlace:
 
 
 @asynccontextmanager
-async def sign_on_place(folder: Path, key: ECKey | None = None) -> AsyncIterator[SignOnPlace]:
-    """Console and provider to the end of the block. With a key, the console authenticates with it alone."""
+async def sign_on_place(folder: Path, key: ECKey | None = None, *, lifetime: int = 3600) -> AsyncIterator[SignOnPlace]:
+    """Console and provider to the end of the block. `lifetime`: of ID tokens, in seconds.
+
+    With a key, the console authenticates with it alone.
+    """
     program, first = npm.installed("oidc-provider", VERSION), free_range(2)
     base, issuer = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{first + 1}"
     text = FILE.format(issuer=issuer)
     if key is not None:
         text = re.sub("client_secret: .*", f"client_key: {json.dumps(key.as_dict(private=True))}", text)
-    async with provider(program, first + 1, base, key), console_with(folder, text, first) as parts:
+    running = provider(program, first + 1, base, key, lifetime=lifetime)
+    async with running, console_with(folder, text, first) as parts:
         yield SignOnPlace(base, issuer, parts)
 
 
@@ -74,13 +80,15 @@ async def console_with(folder: Path, sign_on: str, port: int) -> AsyncIterator[S
 
 
 @asynccontextmanager
-async def provider(folder: Path, port: int, base: str, key: ECKey | None = None) -> AsyncIterator[None]:
+async def provider(
+    folder: Path, port: int, base: str, key: ECKey | None = None, *, lifetime: int = 3600
+) -> AsyncIterator[None]:
     """The provider, from its first word to the end of the block."""
     script = folder / "provider.mjs"  # a module finds others from where it stands
     shutil.copy(SCRIPT, script)
     pipe = asyncio.subprocess.PIPE
     keys = [] if key is None else [json.dumps(KeySet([key]).as_dict(private=False))]
-    command = ("node", str(script), str(port), base, *keys)
+    command = ("node", str(script), str(port), base, str(lifetime), *keys)
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     try:

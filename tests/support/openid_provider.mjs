@@ -1,9 +1,9 @@
-// The certified provider `oidc-provider` on loopback, for tests. Arguments: port, console's address, and the client's
-// public JWK set if it authenticates with a key.
+// The certified provider `oidc-provider` on loopback, for tests. Arguments: port, console's address, the lifetime of ID
+// tokens in seconds, and the client's public JWK set if it authenticates with a key.
 // Any user name logs in; its groups are the part of the name after a dot: `ada.data-team`.
 import Provider from 'oidc-provider';
 
-const [port, base, jwks] = process.argv.slice(2);
+const [port, base, lifetime, jwks] = process.argv.slice(2);
 const provider = new Provider(`http://127.0.0.1:${port}`, {
   clients: [{
     client_id: 'hanse',
@@ -14,11 +14,22 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     post_logout_redirect_uris: [`${base}/login`],
     backchannel_logout_uri: `${base}/login/with/clinic/back-channel-logout`,
     backchannel_logout_session_required: true,
+  }, {
+    client_id: 'hanse-cli',
+    token_endpoint_auth_method: 'none',
+    application_type: 'native',
+    grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+    redirect_uris: ['http://127.0.0.1/callback'],
   }],
   claims: { openid: ['sub', 'groups'], profile: ['name'] },
   conformIdTokenClaims: false,
   cookies: { keys: ['a-key-of-the-test-alone'] },
-  features: { backchannelLogout: { enabled: true } },
+  features: {
+    backchannelLogout: { enabled: true },
+    deviceFlow: { enabled: true },
+    revocation: { enabled: true },
+  },
+  ttl: { IdToken: Number(lifetime ?? 3600) },
   // Its own guard against inner addresses would refuse the console on loopback.
   fetch: (url, options) => fetch(url, { ...options, dispatcher: undefined }),
   findAccount: (_, id) => ({

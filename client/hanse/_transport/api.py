@@ -14,8 +14,8 @@ import httpx2
 
 from hanse._transport import http_stream
 from hanse._transport.http_stream import HttpRequest
+from hanse._transport.person import Token
 from hanse._transport.sockets import SLOWEST, is_trust_renewed, load_trust, untrusted_error
-from hanse._transport.workload import RenewedToken
 from hanse.agreement import Call
 from hanse.errors import BadInput, Broken, Unauthenticated, Unreachable, error_from_problem
 
@@ -29,7 +29,7 @@ _JSON = "application/json"
 class Api:
     """The management API of one connector, under one token."""
 
-    def __init__(self, url: str, token: str | RenewedToken, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: Token, *, seconds: float = 30.0) -> None:
         if not _is_address(url):
             raise BadInput(
                 f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, got {url!r}; "
@@ -55,7 +55,7 @@ class Api:
         Raises:
             HanseError: the connector refuses the exchange, or cannot be reached.
         """
-        token = self.token if isinstance(self.token, str) else self.token.current(self._exchange, self._token_url)
+        token = self.token if isinstance(self.token, str) else self.token.current(self.exchange, self._token_url)
         return {"authorization": f"Bearer {token}"} if token else {}
 
     @property
@@ -63,22 +63,38 @@ class Api:
         """The id of the job that runs, for the owner's log; empty if it is not known."""
         return "" if isinstance(self.token, str) else self.token.job
 
-    def _exchange(self, form: Mapping[str, str]) -> Any:
-        request = self._http.build_request("POST", self._token_url, data=form, timeout=self._seconds)
-        try:
-            with closing(self._http.send(request, stream=True)) as answer:
-                text, status = _read(answer, self.url, seconds=self._seconds), answer.status_code
-            said = _parse(text, self.url)
-        except httpx2.TransportError as error:
-            raise Unreachable(f"no connector answers at {self.url} ({error}); is it running?") from error
-        except (ValueError, RecursionError):
-            raise Broken(f"expected JSON from {self.url}, got something else; is this a connector?") from None
+    def exchange(self, form: Mapping[str, str]) -> Any:
+        """Exchange the subject token of a form for a token of this connector (RFC 8693).
+
+        Raises:
+            Unauthenticated: the connector refused; its log has the reason.
+            HanseError: it cannot be reached, or answers something else.
+        """
+        status, text = self._post_form("/oauth/token", form)
         if status != 200:
+            what = f"the exchange of {self.token!r}" if self.token else "this login"
             raise Unauthenticated(
-                f"{self.url} refused the exchange of {self.token!r}; its log has the reason (token_exchange_failed)",
+                f"{self.url} refused {what}; its log has the reason (token_exchange_failed, sign_on_failed)",
                 code="token_exchange_failed",
             )
-        return said
+        try:
+            return _parse(text, self.url)
+        except (ValueError, RecursionError):
+            raise Broken(f"expected JSON from {self.url}, got something else; is this a connector?") from None
+
+    def revoke(self, token: str) -> None:
+        """End the token of a person's login (RFC 7009). Raises: HanseError if the connector does not do it."""
+        status, _ = self._post_form("/oauth/revoke", {"token": token})
+        if status != 200:
+            raise Broken(f"expected {self.url} to end the token, got status {status}")
+
+    def _post_form(self, path: str, form: Mapping[str, str]) -> tuple[int, bytes]:
+        request = self._http.build_request("POST", self.base + path, data=form, timeout=self._seconds)
+        try:
+            with closing(self._http.send(request, stream=True)) as answer:
+                return answer.status_code, _read(answer, self.url, seconds=self._seconds)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"no connector answers at {self.url} ({error}); is it running?") from error
 
     def do(self, call: Call) -> Any:
         """Carry out a call; return its JSON, or None for an empty reply.

@@ -66,7 +66,7 @@ class RenewedToken:
     def _renew(self, exchange: Exchange, endpoint: str) -> None:
         begun = time.monotonic()
         try:
-            text, seconds, signed = _read_answer(exchange(self._form(endpoint)))
+            text, seconds, signed = read_answer(exchange(self._form(endpoint)))
         except HanseError:
             if not self._text or begun >= self._ends:
                 raise
@@ -175,7 +175,7 @@ def _read_file(file: Path) -> str:
     return text
 
 
-def _read_answer(answer: Any) -> tuple[str, float, str]:
+def read_answer(answer: Any) -> tuple[str, float, str]:
     """Return the token, its lifetime in seconds, and the job that it acts for. Raises: Broken for another form."""
     token = answer.get("access_token") if isinstance(answer, dict) else None
     seconds = answer.get("expires_in") if isinstance(answer, dict) else None
