@@ -4,79 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from connector.audit.log import Filter
+from tests.support.command_line import CommandLine, finished
 from tests.support.form_browser import browser
 from tests.support.openid_console import SignOnPlace, sign_on_place
 
 pytestmark = pytest.mark.e2e
-SCRIPT = "#!/bin/sh\nprintf %s \"$1\" > '{0}.part' && mv '{0}.part' '{0}'\n"
 
 
-@dataclass
-class CommandLine:
-    """A person's command line: its files, and a browser that writes down which address it is to open."""
-
-    place: SignOnPlace
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "config" / "client.json"
-
-    @property
-    def saved(self) -> dict[str, str]:
-        return dict(json.loads(self.file.read_text()))
-
-    async def start(self, *words: str, display: bool = True) -> asyncio.subprocess.Process:
-        script, opened = self.folder / "browser", self.folder / "opened"
-        script.write_text(SCRIPT.format(opened))
-        script.chmod(0o755)
-        unset = ("HANSE_", "DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-        environment |= {"HANSE_CONFIG": str(self.file), "HANSE_URL": self.place.base, "COLUMNS": "1000"}
-        environment |= {"BROWSER": f"{script} %s"} if display else {}
-        return await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("hanse"), *words, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
-        )
-
-    async def run(self, *words: str) -> tuple[int | None, str]:
-        """Run a command; its exit code and all that it wrote."""
-        process = await self.start(*words)
-        return await finished(process)
-
-    async def address(self, process: asyncio.subprocess.Process) -> str:
-        """The address that the browser is to open."""
-        opened = self.folder / "opened"
-        async with asyncio.timeout(60):
-            while not opened.exists():
-                assert process.returncode is None, await finished(process)
-                await asyncio.sleep(0.05)
-        return opened.read_text()
-
-    async def log_in(self, person: str = "ada.data-team") -> tuple[int | None, str]:
-        process = await self.start("login", "--provider", "clinic")
-        async with browser() as one:
-            consent = await one.submit(await one.open(await self.address(process)), login=person, password="any")
-            await one.submit(consent)
-        return await finished(process)
-
-
-async def finished(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
-    async with asyncio.timeout(120):
-        out, err = await process.communicate()
-    return process.returncode, (out + err).decode()
+async def log_in(line: CommandLine, person: str = "ada.data-team") -> tuple[int | None, str]:
+    process = await line.start("login", "--provider", "clinic")
+    async with browser() as one:
+        consent = await one.submit(await one.open(await line.address(process)), login=person, password="any")
+        await one.submit(consent)
+    return await finished(process)
 
 
 @pytest.fixture
@@ -87,11 +36,11 @@ async def place(tmp_path: Path) -> AsyncIterator[SignOnPlace]:
 
 @pytest.fixture
 def line(place: SignOnPlace, tmp_path: Path) -> CommandLine:
-    return CommandLine(place, tmp_path)
+    return CommandLine(place.base, tmp_path)
 
 
-async def test_a_person_logs_in_with_the_browser_and_out(line: CommandLine) -> None:
-    code, said = await line.log_in()
+async def test_a_person_logs_in_with_the_browser_and_out(place: SignOnPlace, line: CommandLine) -> None:
+    code, said = await log_in(line)
     assert (code, "as ada (clinic)" in said, "owner, read" in said) == (0, True, True), said
     assert (line.file.stat().st_mode & 0o777, sorted(line.file.parent.glob("*.part"))) == (0o600, [])
     before = line.saved
@@ -104,9 +53,9 @@ async def test_a_person_logs_in_with_the_browser_and_out(line: CommandLine) -> N
     line.file.chmod(0o600)
     code, said = await line.run("token", "mine")
     assert (code, "has ended" in said) == (3, True), said
-    await line.place.parts.sequencer.settle()
-    texts = [one.text for one in await line.place.parts.log.page(Filter(), before=None, limit=50)]
-    assert [f"{line.place.issuer}#ada.data-team" in text for text in texts if "SessionEnded" in text] == [True]
+    await place.parts.sequencer.settle()
+    texts = [one.text for one in await place.parts.log.page(Filter(), before=None, limit=50)]
+    assert [f"{place.issuer}#ada.data-team" in text for text in texts if "SessionEnded" in text] == [True]
     assert not [text for text in texts if before["token"] in text or before["refresh_token"] in text]
 
 
@@ -130,7 +79,7 @@ async def test_without_a_browser_a_person_logs_in_on_another_device(line: Comman
 
 
 async def test_the_token_is_renewed_from_the_refresh_token_without_a_person(line: CommandLine) -> None:
-    assert (await line.log_in())[0] == 0
+    assert (await log_in(line))[0] == 0
     before = line.saved
     line.file.write_text(json.dumps(before | {"renew_at": "0"}))  # as near its end
     codes = await asyncio.gather(*(line.run("token", "mine", "--json") for _ in range(3)))
@@ -142,7 +91,7 @@ async def test_the_token_is_renewed_from_the_refresh_token_without_a_person(line
 
 
 async def test_a_person_without_a_role_is_refused_and_nothing_is_kept(line: CommandLine) -> None:
-    code, said = await line.log_in("eve.strangers")
+    code, said = await log_in(line, "eve.strangers")
     assert (code, "sign_on_failed" in said, line.file.exists()) == (3, True, False), said
 
 
@@ -172,5 +121,5 @@ async def test_what_is_in_the_place_of_the_file_is_not_followed(line: CommandLin
     line.file.symlink_to(other)
     other.chmod(0o600)
     other.write_text("{}")
-    assert (await line.log_in())[0] == 0
+    assert (await log_in(line))[0] == 0
     assert (other.read_text(), line.file.is_symlink()) == ("{}", False)

@@ -23,6 +23,7 @@ import httpx2
 from playwright.async_api import BrowserContext, Page, expect
 
 from tests.support import chromium
+from tests.support.command_line import CommandLine, finished
 from tests.support.sign_on_person import ProviderPages, SignOnPerson
 from tests.tck.product import Place, Product, free_port
 from tests.tck.run import UNREACHABLE_WORDS, NotReachable
@@ -96,6 +97,17 @@ def realm(console: str) -> dict[str, Any]:
                 },
                 "protocolMappers": [with_groups],
             },
+            {
+                "clientId": "hanse-cli",
+                "publicClient": True,
+                "standardFlowEnabled": True,
+                "redirectUris": ["http://127.0.0.1/callback"],
+                "attributes": {
+                    "pkce.code.challenge.method": "S256",
+                    "oauth2.device.authorization.grant.enabled": "true",
+                },
+                "protocolMappers": [with_groups],
+            },
         ],
     }
 
@@ -166,6 +178,7 @@ class SignOnSpace:
     keycloak: Keycloak
     hanse: Product
     console: str
+    directory: Path
     contexts: Callable[[], Awaitable[BrowserContext]]
 
     @property
@@ -227,7 +240,58 @@ async def _without_a_role(space: SignOnSpace) -> None:
         await expect(person.page.get_by_role("alert")).to_contain_text("sign-on failed")
 
 
+async def _command_line_browser(space: SignOnSpace) -> None:
+    line = CommandLine(space.console, space.directory)
+    process = await line.start("login", "--provider", REALM)
+    async with await space.contexts() as context:
+        page = await context.new_page()
+        await page.goto(await line.address(process))
+        await _sign_in(page, "ada")
+        await expect(page.locator("body")).to_contain_text("go back to the terminal")
+    _expect(await finished(process), "as ada")
+    await _renew_and_revoke(line)
+
+
+async def _command_line_device(space: SignOnSpace) -> None:
+    line = CommandLine(space.console, space.directory)
+    process = await line.start("login", "--provider", REALM, display=False)
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        said = (await process.stderr.readline()).decode()
+    async with await space.contexts() as context:
+        page = await context.new_page()
+        await page.goto(re.findall(r"(http\S+)", said)[0].rstrip(";"))
+        await _sign_in(page, "bo")
+        await page.locator("#kc-login").click()  # grants access to the device
+        await expect(page.locator("#kc-page-title")).to_have_text(re.compile("success", re.IGNORECASE))
+    _expect(await finished(process), "as bo")
+    await _renew_and_revoke(line)
+
+
+async def _renew_and_revoke(line: CommandLine) -> None:
+    """A token near its end is renewed without a person; after the logout, what was copied before is worth nothing."""
+    before = line.saved
+    line.file.write_text(json.dumps(before | {"renew_at": "0"}))
+    _expect(await line.run("token", "mine", "--json"), "[")
+    copied = line.saved
+    assert copied["token"] != before["token"], "the token was not renewed"
+    _expect(await line.run("logout"), "removed")
+    line.file.write_text(json.dumps(copied | {"renew_at": "0"}))
+    line.file.chmod(0o600)
+    code, said = await line.run("token", "mine")
+    line.file.unlink()
+    assert (code, "has ended" in said) == (3, True), said
+
+
+def _expect(done: tuple[int | None, str], words: str) -> None:
+    code, said = done
+    assert code == 0, said
+    assert words in said, said
+
+
 STEPS = [
+    ("hanse login with the browser, renewed, revoked", _command_line_browser),
+    ("hanse login on another device, renewed, revoked", _command_line_device),
     ("a logout at Keycloak ends the session at Hanse", _logout_at_keycloak),
     ("a person without a role stays out", _without_a_role),
 ]
@@ -247,7 +311,7 @@ async def running(found: Mapping[str, str], directory: Path) -> AsyncIterator[Si
         try:
             await keycloak.start(http)
             await hanse.start()
-            yield SignOnSpace(keycloak, hanse, console, browser.new_context)
+            yield SignOnSpace(keycloak, hanse, console, directory, browser.new_context)
         finally:
             hanse.stop()
             keycloak.stop()
@@ -262,4 +326,6 @@ def _provider(issuer: str) -> dict[str, Any]:
         "client_secret": SECRET,
         "scopes": "openid profile",
         "roles": ROLES,
+        "cli_client_id": "hanse-cli",
+        "cli_scopes": "openid profile",
     }

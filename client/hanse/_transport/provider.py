@@ -20,13 +20,14 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import OAuth2Client
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oauth2.rfc8628 import DEVICE_CODE_GRANT_TYPE
 from authlib.oidc.discovery import get_well_known_url
 from joserfc import jws
 from joserfc.errors import JoseError
 
 from hanse._transport.sockets import load_trust
-from hanse.errors import BadInput, Broken, HanseError, Refused, Unauthenticated, Unreachable
+from hanse.errors import BadInput, Broken, Refused, Unauthenticated, Unreachable
 
 _CALL_SECONDS = 30.0
 _LOGIN_SECONDS = 300.0  # for a person to log in with the browser
@@ -86,11 +87,17 @@ class Provider:
                     "(`hanse login --token`)",
                     code="no_device_flow",
                 )
-            form = {"client_id": self._client_id, "scope": self._scopes}
+            verifier = secrets.token_urlsafe(48)  # Keycloak wants PKCE here too where the client must use it
+            form = {
+                "client_id": self._client_id,
+                "scope": self._scopes,
+                "code_challenge": create_s256_code_challenge(verifier),
+                "code_challenge_method": "S256",
+            }
             begun = client.request("POST", about["device_authorization_endpoint"], data=form, withhold_token=True)
             asked = _read_device(begun, self.issuer)
             tell(_check_address(asked["verification_uri_complete"]), asked["user_code"])
-            answer = _poll(client, about["token_endpoint"], asked, self.issuer)
+            answer = _poll(client, about["token_endpoint"], asked, self.issuer, verifier=verifier)
         return _read_tokens(answer, self.issuer)
 
     def refresh(self, refresh_token: str) -> ProviderTokens:
@@ -206,14 +213,16 @@ def _wait_for(server: _CallbackServer, state: str) -> str:
     return f"http://127.0.0.1:{server.server_port}{server.came}"
 
 
-def _poll(client: OAuth2Client, endpoint: str, asked: Mapping[str, Any], issuer: str) -> Mapping[str, Any]:
+def _poll(
+    client: OAuth2Client, endpoint: str, asked: Mapping[str, Any], issuer: str, *, verifier: str
+) -> Mapping[str, Any]:
     """Ask until the person has decided (RFC 8628, 3.4 and 3.5)."""
     interval, until = asked["interval"], time.monotonic() + asked["expires_in"]
     while time.monotonic() + interval < until:
         time.sleep(interval)
         try:
             answer: Mapping[str, Any] = client.fetch_token(
-                endpoint, grant_type=DEVICE_CODE_GRANT_TYPE, device_code=asked["device_code"]
+                endpoint, grant_type=DEVICE_CODE_GRANT_TYPE, device_code=asked["device_code"], code_verifier=verifier
             )
         except OAuthError as error:
             if error.error not in ("authorization_pending", "slow_down"):
@@ -253,18 +262,16 @@ def _read_tokens(answer: Mapping[str, Any], issuer: str, *, nonce: str = "") -> 
 
 
 def _read_object(answer: httpx2.Response, issuer: str) -> dict[str, Any]:
-    """Return the JSON object of an answer. Raises: HanseError for another."""
+    """Return the JSON object of an answer. Raises: Broken for another form; OAuthError for a refusal."""
     try:
-        read = answer.json() if answer.status_code == 200 else None
+        read = answer.json()
     except ValueError:
         read = None
     if not isinstance(read, dict):
-        raise _unfit(answer, issuer)
+        raise Broken(f"expected JSON of an OpenID provider from {issuer}, got status {answer.status_code}")
+    if answer.status_code != 200:
+        raise OAuthError(str(read.get("error", answer.status_code))[:100], str(read.get("error_description", ""))[:300])
     return read
-
-
-def _unfit(answer: httpx2.Response, issuer: str) -> HanseError:
-    return Broken(f"expected JSON of an OpenID provider from {issuer}, got status {answer.status_code}")
 
 
 def _check_address(address: str) -> str:
