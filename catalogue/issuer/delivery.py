@@ -1,6 +1,7 @@
 """Delivers credentials to the credential services of members, in the background (Decentralized Claims, section 6.5).
 
-One delivery at a time per holder, few at once in all and per host. Which are due is in the database; this only sends.
+One delivery at a time per holder, few at once in all and per host. Hosts take turns, and so do holders of a host: slow
+ones with many requests hold up their own alone. Which are due is in the database; this only sends.
 """
 
 from __future__ import annotations
@@ -8,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from functools import partial
 
 from catalogue.issuer.issuing import CredentialParcel, Issuing
 from catalogue.store import CatalogueStore
-from connector.errors import HanseError
+from connector.errors import HanseError, harmless
 from connector.identity.did import DidResolver, host_of
 from connector.identity.identity_service import Wallet
+from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net.http_client import HttpClient
 from connector.telemetry import logger
 
-_AT_ONCE, _OF_ONE_HOST, _LOOKED_AT = 8, 4, 64
+_AT_ONCE, _OF_ONE_HOST, _LOOKED_AT = 8, 4, 1024
 _SECONDS = 20.0  # for one delivery, all calls together
+_TURNS_KEPT = 4096
 _TICK_SECONDS, _HOUR = 1.0, 3600.0
 _ANSWER_MAX = 64 * 2**10
 
@@ -34,6 +38,7 @@ class CredentialDelivery:
         self._store, self._issuing = store, issuing
         self._net, self._resolver, self._wallet = net, resolver, wallet
         self._running: dict[str, asyncio.Task[None]] = {}  # by holder
+        self._turns: OrderedDict[str, float] = OrderedDict()  # hosts and holders, and when each had its last turn
         self._awake = asyncio.Event()
         self._log = logger("issuer")
 
@@ -63,13 +68,20 @@ class CredentialDelivery:
         """Start what is due, as far as there is room; the tasks."""
         running = set(self._running)
         due = await self._store.read(lambda tx: tx.issuances.list_due(tx.now, apart_from=running, limit=_LOOKED_AT))
-        hosts = Counter(host_of(holder) for holder in self._running)
-        for holder, issuance in due:
-            if len(self._running) < _AT_ONCE and hosts[host_of(holder)] < _OF_ONE_HOST and holder not in self._running:
-                hosts[host_of(holder)] += 1
-                task = self._running[holder] = asyncio.create_task(self._deliver(issuance))
-                task.add_done_callback(partial(self._on_done, holder))
+        waiting = dict(due)
+        while len(self._running) < _AT_ONCE and (holder := self._choose(waiting)):
+            now = time.monotonic()
+            put_recent(self._turns, host_of(holder), now, most=_TURNS_KEPT)
+            put_recent(self._turns, holder, now, most=_TURNS_KEPT)
+            task = self._running[holder] = asyncio.create_task(self._deliver(waiting.pop(holder)))
+            task.add_done_callback(partial(self._on_done, holder))
         return list(self._running.values())
+
+    def _choose(self, waiting: Iterable[str]) -> str:
+        """Return the holder that takes the next free place: its host, then itself, had a turn the longest ago."""
+        hosts = Counter(host_of(holder) for holder in self._running)
+        free = [one for one in waiting if one not in self._running and hosts[host_of(one)] < _OF_ONE_HOST]
+        return min(free, key=lambda one: (self._turns.get(host_of(one), 0.0), self._turns.get(one, 0.0)), default="")
 
     def _on_done(self, holder: str, done: asyncio.Task[None]) -> None:
         del self._running[holder]
@@ -113,10 +125,10 @@ class CredentialDelivery:
                     max_bytes=_ANSWER_MAX,
                 )
         except HanseError as error:
-            return f"{error.message} ({error.private})" if error.private else error.message
+            return harmless(f"{error.message} ({error.private})" if error.private else error.message)
         except TimeoutError:
             return f"expected the credential service of {delivery.holder} to answer within {_SECONDS:g} s"
         if 200 <= reply.status < 300:
             return ""
-        said = reply.body[:200].decode("utf-8", "replace")
+        said = harmless(reply.body[:200].decode("utf-8", "replace"))
         return f"expected the credential service of {delivery.holder} to take it, got {reply.status}: {said}"

@@ -152,6 +152,8 @@ def router(
         """Return the draft of a posted form: of its YAML where that was edited, otherwise of its fields."""
         text, before, dataset = said.get("form"), said.get("before"), said.get("dataset")
         _check_length(text, before)
+        if (written := _dataset_in(text)) != _dataset_in(before):  # edited there: the YAML counts
+            dataset = written or dataset
         if not said.get("fields") or _lines(text) != _lines(before):
             draft = await _open(text, dataset, said.get("based"))
             draft.both_edited = bool(said.get("fields")) and await _are_fields_edited(said, before)
@@ -251,7 +253,7 @@ def router(
         row, _ = await offers.publish(
             by=caller.name,
             form=draft.text,
-            dataset=said.get("dataset"),
+            dataset=draft.dataset,
             accept=bool(said.get("accept")),
         )
         if said.get("withdraw") and said.get("based"):
@@ -295,6 +297,14 @@ def _find_unseen(draft: Draft, said: Form) -> str:
     if draft.both_edited:
         return _BOTH_EDITED
     return _CHANGED if said.get("fields") and said.get("drawn") != draft.drawn else ""
+
+
+def _dataset_in(text: str) -> str:
+    """Return the dataset that a YAML names; empty if it names none or cannot be read."""
+    try:
+        return convert.read_form(text).dataset if text else ""
+    except PolicyError:
+        return ""
 
 
 def _check_length(*texts: str) -> None:

@@ -67,6 +67,10 @@ class Form:
     def all(self, name: str) -> list[str]:
         return [value.strip() for value in self._fields.get(name, []) if value.strip()]
 
+    def exact(self, name: str) -> list[str]:
+        """Return the values of a field as they were sent: names of columns may begin or end with a space."""
+        return self._fields.get(name, [])
+
 
 class ConfirmationNeeded(Exception):
     """A form that needs confirmation: nothing is done until the user confirms it."""

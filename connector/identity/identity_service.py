@@ -111,8 +111,8 @@ class Identity:
         """
         claims = await self._verify_bearer(authorization)
         access_token = claims.get("token", "")
-        if not isinstance(access_token, str):
-            raise Unauthenticated("expected a self-issued token whose claim `token` is a text, if it has one")
+        if not isinstance(access_token, str) or not (access_token.isascii() and access_token.isprintable()):
+            raise Unauthenticated("expected a self-issued token whose claim `token` is printable ASCII, if it has one")
         return claims["iss"], access_token
 
     async def authenticate_issuer(self, authorization: str | None) -> str:

@@ -49,6 +49,7 @@ class Posted(Protocol):
 
     def get(self, name: str) -> str: ...
     def all(self, name: str) -> list[str]: ...
+    def exact(self, name: str) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,8 @@ def posted_fields(said: Posted, columns: Sequence[str]) -> OfferFields:
     single = [one.name for one in fields(OfferFields) if one.name not in (*_LISTS, "uses")]
     texts: dict[str, Any] = {name: said.get(name) for name in single}
     lists: dict[str, Any] = {name: tuple(dict.fromkeys(said.all(name))) for name in _LISTS}
+    lists |= {name: tuple(dict.fromkeys(said.exact(name))) for name in ("seen", "hashed")}
+    texts["per"] = (said.exact("per") or [""])[-1]
     uses = {name: (said.get(f"use:{name}"), said.get(f"how:{name}")) for name in columns if said.get(f"use:{name}")}
     return OfferFields(uses=uses, **lists, **texts)
 
@@ -261,7 +264,8 @@ def _columns(said: OfferFields, base: ColumnRules, columns: Sequence[str]) -> Co
     if said.later_hidden and not only:
         raise BadInput("expected a column to show; tick one, or let later columns be shown")
     hide = _merge(hidden, base.hide, columns)
-    masks = [one for one in base.masks if one.column not in known or (one.method != "hash" and one.column in seen)]
+    # Masks without a field stay for hidden columns too: one that is ticked again later must not be shown as it is.
+    masks = [one for one in base.masks if one.column not in known or one.method != "hash"]
     masks += [MaskLine(name, "hash") for name in said.hashed if name in seen or name not in known]
     return ColumnRules(only, hide, order_masks(dict.fromkeys(masks)))
 

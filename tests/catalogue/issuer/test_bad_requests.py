@@ -90,6 +90,7 @@ TOKENS: dict[str, Callable[[Holder], Headers]] = {
     "key confusion": confused,
     "an access token": access_token,
     "token is no text": lambda one: signed(one, token=["x"]),
+    "token with NUL": lambda one: signed(one, token="a\x00b"),
     "too large": lambda one: signed(one, more="x" * 10_000),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from catalogue.store import CatalogueTransaction
 from connector.errors import Busy, Unauthenticated
 from connector.identity.signed_jwt import read_jwt
 from tests.catalogue.conftest import ROOT, Catalogue
-from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, SENSITIVE, Holder, deliver, verifier
+from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, SENSITIVE, Holder, deliver, holding, verifier
 from tests.catalogue.provider import Provider, Reply, Request
 from tests.support.waiting import until
 
@@ -247,6 +248,45 @@ async def test_a_slow_wallet_holds_up_its_own_deliveries_alone(
     go_on.set()
     await deliver(catalogue)
     assert len(holder.deliveries) == 3
+
+
+async def test_slow_wallets_with_many_requests_let_the_others_have_a_turn(catalogue: Catalogue, holder: Holder) -> None:
+    issuer, first, others = catalogue.parts.issuer, asyncio.Event(), asyncio.Event()
+    assert issuer is not None
+    async with AsyncExitStack() as stack:
+        slow_ones = [await stack.enter_async_context(holding()) for _ in range(4)]  # the places of one host
+        for number, one in enumerate(slow_ones):
+            await admitted(catalogue, one, f"slow-{number}")
+        for one in slow_ones:
+
+            async def slow(provider: Provider, request: Request, *, one: Holder = one) -> Reply:
+                await (first if one is slow_ones[0] else others).wait()
+                return one.answer(provider, request)
+
+            one.provider.answer = slow
+            for _ in range(3):
+                await one.request(catalogue, *BOTH)
+        stack.callback(others.set)
+        stack.callback(first.set)
+        catalogue.clock.advance(1)
+        running = await issuer.delivery.start_due()
+        assert len(running) == 4
+        await catalogue.admit(holder.provider, "north")
+        catalogue.clock.advance(1)
+        first.set()
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        running = await issuer.delivery.start_due()
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        assert len(holder.deliveries) == 1
+        others.set()
+
+
+async def test_what_a_wallet_answers_controls_no_terminal(catalogue: Catalogue, holder: Holder) -> None:
+    holder.provider.answer = lambda *_: Reply(500, {}, b"\x1b]0;owned\x07\x00")
+    await catalogue.admit(holder.provider, "north")
+    await deliver(catalogue)
+    (request,) = (await shown(catalogue))["requests"]
+    assert request["problem"].endswith("got 500: \\u001b]0;owned\\u0007\\u0000")
 
 
 async def test_the_running_issuer_delivers_what_is_requested_and_survives_a_broken_round(

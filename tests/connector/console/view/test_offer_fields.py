@@ -94,7 +94,7 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         {"seen": ("region", "value"), "hashed": (), "later_hidden": "yes"},
-        {"columns": ColumnRules(("region", "value"), ("address.street",), ())},
+        {"columns": ColumnRules(("region", "value"), ("address.street",), (MaskLine("age", "round", "1"),))},
     ),
     (
         {"answers": "aggregate", "min_group": "10", "per": "patient", "uses": USES},
@@ -129,6 +129,19 @@ def test_a_hash_of_a_part_of_a_column_stays() -> None:
     form = form_of("columns: {hash: [address.street]}\n")
     assert posted(form, hashed=(), lasts="30d").columns == form.columns
     assert words_without_field(form) == ["address.street"]
+
+
+def test_a_column_that_is_hidden_and_ticked_again_keeps_its_mask() -> None:
+    form = form_of("columns: {mask: {age: {round: 1}}}\n")
+    hidden = posted(form, seen=tuple(name for name in COLUMNS if name != "age"))
+    assert posted(hidden, seen=tuple(COLUMNS)).columns == form.columns
+
+
+def test_a_space_at_the_end_of_a_name_makes_another_column() -> None:
+    columns = ["id", "id ", " id"]
+    sent = posted_fields(Form({"seen": ["id "], "hashed": [" id"]}), columns)
+    assert apply_fields(sent, OfferForm(offer="o"), columns).columns.hide == ("id", " id")
+    assert sent.hashed == (" id",)
 
 
 def test_no_ticked_column_never_means_all_of_them() -> None:
