@@ -84,9 +84,11 @@ audit: setup-dev
 
 docs: setup-dev
 	@$(BIN)/python -m tests.support.openapi --check openapi.yaml
+	@$(BIN)/python -m tests.support.named_files
 
-test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself (AT_ONCE=3 files)
+test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself, with a Chromium (AT_ONCE=3 files)
 	@$(BIN)/python -m tests.support.postgres || true
+	@$(BIN)/python -m tests.support.chromium || true
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests -n $(or $(AT_ONCE),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 $(VENV)-loaders/.made: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
@@ -117,10 +119,10 @@ openapi: setup-dev ## write openapi.yaml from the apps
 tck: setup-dev ## the official Dataspace Protocol conformance kit, against a real connector
 	@$(BIN)/python tests/tck/run.py
 
-tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder), against a real connector
+tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder, issuer), against real processes
 	@$(BIN)/python tests/tck/dcp/run.py
 
-interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions (a JDK of 17 or newer, Maven)
+interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions, and people at a real Keycloak (a JDK of 17 or newer, Maven, Chromium)
 	@$(BIN)/python tests/interop/run.py
 
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases

@@ -7,6 +7,7 @@ import gc
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -137,6 +138,33 @@ def list_members(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
         return
     for row in [dict(zip(_LIST_COLUMNS, _LIST_COLUMNS, strict=True)), *rows]:
         typer.echo("{name:20} {status:10} {role:15} {country:8} {id}  {url}".format(**row))
+
+
+@member.command("credentials")
+def list_credentials(
+    key: Annotated[str, typer.Argument(help="DID or short name.")],
+    issue: Annotated[bool, typer.Option(help="Issue a new membership credential first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """A member's issued credentials with their state, and deliveries that are not done."""
+    from catalogue.api import schemas
+
+    if issue:
+        _with_members(lambda members: members.issue(key))
+    issued, asked = _with_members(lambda members: members.credentials(key))
+    if as_json:
+        rows = {"credentials": [schemas.credential(row) for row in issued]}
+        typer.echo(json.dumps({**rows, "requests": [schemas.issuance(row) for row in asked]}, indent=2))
+        return
+    for row in issued:
+        typer.echo(f"{row.state:10} {row.type:30} {row.profile:16} until {_day(row.expires_at)}  {row.id}")
+    for row in asked:
+        if row.next_at is not None or row.status == "REJECTED":
+            typer.echo(f"{row.status:10} {', '.join(row.wanted)}  attempts {row.attempts}  {row.problem}", err=True)
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 @member.command("suspend")

@@ -11,13 +11,27 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from joserfc.jwk import ECKey
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogue import pages
-from catalogue.api import admin, error_pages, export_routes, health, presentation_routes, routes
+from catalogue.api import (
+    admin,
+    credential_routes,
+    error_pages,
+    export_routes,
+    health,
+    issuer_routes,
+    presentation_routes,
+    routes,
+)
 from catalogue.api.access import ViewerAuthenticator
 from catalogue.crawl import ingest
 from catalogue.crawl.crawler import Crawler
+from catalogue.issuer.credential_signer import CredentialSigner
+from catalogue.issuer.delivery import CredentialDelivery
+from catalogue.issuer.issuing import Issuing
+from catalogue.issuer.status_lists import StatusListPublisher
 from catalogue.members.members import Members
 from catalogue.members.own_credentials import OwnCredentials
 from catalogue.members.register import CREDENTIALS_PATH, RegisterSigner
@@ -29,7 +43,7 @@ from catalogue.store.migrate import upgrade
 from connector.errors import BadInput
 from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.did import DidResolver
-from connector.identity.identity_service import Identity
+from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.keys import load_participant_key
 from connector.infra import html
 from connector.infra.html import api_reference
@@ -47,6 +61,15 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
+class IssuerServices:
+    """The issuer of a catalogue, where the settings name types of credentials."""
+
+    issuing: Issuing
+    delivery: CredentialDelivery
+    lists: StatusListPublisher
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueServices:
     """The services of one running catalogue."""
 
@@ -61,6 +84,7 @@ class CatalogueServices:
     crawler: Crawler
     members: Members
     metrics: health.CatalogueMetrics
+    issuer: IssuerServices | None
 
 
 def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time) -> CatalogueServices:
@@ -86,10 +110,28 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
 
     metrics = health.CatalogueMetrics()
     crawler = Crawler(store, net, identity, settings, on_change=follow, count=metrics.visits)
-    members = Members(store, net, settings, on_change=follow, wake=crawler.wake, stop=crawler.stop)
+    issuer = _build_issuer(settings, store, net, resolver, key) if settings.issuer_types else None
+
+    def wake() -> None:
+        crawler.wake()
+        if issuer is not None:
+            issuer.delivery.wake()
+
+    members = Members(store, net, settings, on_change=follow, wake=wake, stop=crawler.stop)
     register = RegisterSigner(store, key, settings)
     search = Search(store, index)
-    return CatalogueServices(settings, store, net, identity, access, register, index, search, crawler, members, metrics)
+    return CatalogueServices(
+        settings, store, net, identity, access, register, index, search, crawler, members, metrics, issuer
+    )
+
+
+def _build_issuer(
+    settings: CatalogueSettings, store: CatalogueStore, net: HttpClient, resolver: DidResolver, key: ECKey
+) -> IssuerServices:
+    signer = CredentialSigner(key, did=settings.did, root_url=settings.root_url)
+    issuing = Issuing(signer, settings)
+    delivery = CredentialDelivery(store, issuing, net, resolver, OwnWallet(did=settings.did, key=key))
+    return IssuerServices(issuing, delivery, StatusListPublisher(store, signer, seconds=settings.issuer_status_seconds))
 
 
 def create_app(
@@ -112,6 +154,18 @@ def create_app(
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
+    app.include_router(credential_routes.router(built.members, built.access))
+    if (issuer := built.issuer) is not None:
+        app.include_router(
+            issuer_routes.router(
+                built.store,
+                built.identity,
+                issuer.issuing,
+                issuer.delivery,
+                issuer.lists,
+                root_url=settings.root_url,
+            )
+        )
     if settings.credential_folder is not None:
         own = OwnCredentials(settings.credential_folder, did=settings.did)
         service = PresentationService(built.identity, own.find)
@@ -156,6 +210,8 @@ async def _lifespan(parts: CatalogueServices) -> AsyncIterator[None]:
     indexed = await _catch_up(parts.index)  # else it is not ready, and `_follow` tries again
     log.info("started", did=settings.did, url=settings.root_url, indexed=indexed)
     working = [asyncio.create_task(parts.crawler.run()), asyncio.create_task(_follow(parts.index))]
+    if parts.issuer is not None:
+        working.append(asyncio.create_task(parts.issuer.delivery.run()))
     try:
         yield
     finally:
@@ -163,6 +219,8 @@ async def _lifespan(parts: CatalogueServices) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
         await parts.crawler.close()
+        if parts.issuer is not None:
+            await parts.issuer.delivery.close()
         await parts.net.close()
         parts.search.close()
         parts.store.close()

@@ -6,13 +6,30 @@ catalogue reads the environment, and nothing is read at import.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from connector.identity.did import did_of
-from connector.setting_types import Address, Database, Did, Dids, Name, Networks, Place, Scopes
+from connector.setting_types import Address, Database, Did, Dids, Name, Networks, Place, Scopes, words
+
+_CREDENTIAL_TYPE = re.compile("[A-Za-z][A-Za-z0-9_.]{0,99}")
+_TYPES_MAX = 16
+
+
+def _credential_types(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        if not _CREDENTIAL_TYPE.fullmatch(one):
+            raise ValueError(f"expected types of credentials such as MembershipCredential, got {one[:100]!r}")
+    if len(set(value)) != len(value) or len(value) > _TYPES_MAX:
+        raise ValueError(f"expected at most {_TYPES_MAX} types, each once, got {len(value)}")
+    return value
+
+
+CredentialTypes = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_credential_types)]
 
 
 class CatalogueSettings(BaseSettings):
@@ -88,6 +105,20 @@ class CatalogueSettings(BaseSettings):
         90 * 86_400.0, gt=0, description="Seconds that a withdrawn entry is remembered, so that its address says why."
     )
 
+    issuer_types: CredentialTypes = Field(
+        (),
+        description="Types of credentials that the catalogue issues to members (Decentralized Claims), comma "
+        "separated; an admission delivers the first one; empty: it issues none.",
+    )
+    issuer_days: int = Field(365, ge=1, le=3650, description="Days that an issued credential is valid.")
+    issuer_status_seconds: int = Field(
+        300, ge=5, le=86_400, description="Seconds that a copy of a signed status list counts at verifiers."
+    )
+    issuer_hub_formats: Dids = Field(
+        (),
+        description="DIDs of members whose wallet takes credentials by IdentityHub's names of formats (VC1_0_JWT), as "
+        "IdentityHub up to 0.15 does, comma separated.",
+    )
     issuer_keys_for_all_purposes: Dids = Field(
         (),
         description="DIDs of members whose DID document lists no key for any purpose, as of IdentityHub up to 0.15: "

@@ -68,7 +68,7 @@ def restored(
 ) -> None:
     """Continue with a database that was restored from a copy: ends agreements, offers and tokens, and changes the log's
     key. No process may serve the database meanwhile."""
-    from connector.recovery import go_on, place
+    from connector.restored_database import go_on, place
 
     settings = _settings()
     where = place(settings)

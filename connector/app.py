@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -46,7 +47,7 @@ from connector.management import (
 from connector.management import (
     reads as reads_api,
 )
-from connector.management.sign_on import personal_tokens, workloads
+from connector.management.sign_on import command_line, personal_tokens, workloads
 from connector.services import Services
 from connector.settings import Settings
 from connector.usage.receipt_log import ReceiptLog
@@ -131,7 +132,8 @@ def management_app(parts: Services) -> FastAPI:
         queries.router(parts.coordinator, tokens),
         system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
         personal_tokens.router(tokens, parts.personal),
-        workloads.router(parts.workloads),
+        workloads.router(parts.workloads, partial(command_line.exchange_login, parts.sign_on)),
+        command_line.router(parts.sign_on),
         datasets.router(parts.registry, parts.owners_view, tokens),
         datasets.registrations_router(parts.registry, tokens),
         offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view),

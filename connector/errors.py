@@ -1,13 +1,17 @@
-"""The whole error tree of the server side, in one place.
+"""The error tree of the server side.
+
+A class that only one module raises and handles may stand there, below one of these. Where only the code is new, `code=`
+at the raise is enough.
 
     HanseError
     ├── BadInput (400)               the input is not what was expected
-    │   ├── MessageInvalid           a protocol message that does not fit its schema
+    │   ├── MessageInvalid           a protocol message that `dsp.messages` cannot read
     │   ├── PathRefused              a file outside the allowed directories, or not a regular file
     │   ├── SourceUnreadable         a file whose content does not fit its format
     │   ├── PolicyInvalid            a policy or offer form that cannot be understood
     │   ├── QueryInvalid             SQL that the gate refuses
     │   ├── NotAcceptable (406)      a response format that is not supported
+    │   ├── BodyTooLarge (413)       a protocol message over its limit in bytes
     │   └── EncodingUnknown (415)    a body with an unsupported compression
     ├── Unauthenticated (401)        no valid proof of the caller's identity
     ├── Forbidden (403)
@@ -151,6 +155,11 @@ class QueryInvalid(BadInput):
 class NotAcceptable(BadInput):
     status = 406
     code = "not_acceptable"
+
+
+class BodyTooLarge(BadInput):
+    status = 413
+    code = "body_too_large"
 
 
 class EncodingUnknown(BadInput):

@@ -73,6 +73,10 @@ class DatasetVersioned(Event):
     """`detail`: the version before, rows, and `sha256` as where it was registered."""
 
 
+class DatasetDescribed(Event):
+    """The texts on a dataset were changed; `detail` names the changed ones."""
+
+
 class DatasetRemoved(Event): ...
 
 

@@ -54,6 +54,7 @@ from connector.management.notify.webhooks import Webhooks
 from connector.management.sign_on.auth import Tokens
 from connector.management.sign_on.people import SignOn
 from connector.management.sign_on.personal_tokens import PersonalTokens
+from connector.management.sign_on.service_clients import ServiceClients
 from connector.management.sign_on.sign_on_file import read_sign_on_file
 from connector.management.sign_on.workloads import WorkloadTokens
 from connector.offers.offers import Offers
@@ -375,10 +376,12 @@ def build(settings: Settings) -> Services:
         store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
     sign_on_file = read_sign_on_file(settings.sign_on)
+    pages_url = (settings.management_url or settings.console_url).rstrip("/")
     workloads = WorkloadTokens(
         store,
         net,
         sign_on_file.workloads,
+        services=ServiceClients(net, sign_on_file.services, token_url=f"{pages_url}/api/v1/oauth/token"),
         secret=hmac.digest(mask_secret, b"workload tokens", "sha256"),
         seconds=settings.workload_token_seconds,
     )
@@ -404,7 +407,7 @@ def build(settings: Settings) -> Services:
             LoginClient(
                 net,
                 sign_on_file.providers,
-                base=settings.management_url or settings.console_url,
+                base=pages_url,
                 secret=hmac.digest(mask_secret, b"login attempts", "sha256"),
             ),
         ),

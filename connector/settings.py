@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     )
     sign_on: Place = Field(
         None,
-        description="YAML file (mode 0600) with OpenID Connect providers and issuers of workloads; empty: neither.",
+        description="YAML file (mode 0600) with OpenID providers, issuers of workloads, and services; empty: none.",
     )
     workload_token_seconds: float = Field(
         600.0, ge=5, le=86_400, description="Lifetime of a token that a workload gets in exchange, in seconds."

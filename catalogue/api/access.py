@@ -1,7 +1,7 @@
-"""Who is looking, and what that lets them see; the operator's tokens and sessions.
+"""Says who is looking. Which rendering a viewer gets is decided in `search/visibility.py`.
 
-A viewer is anonymous, a member (proven by a self-issued token) or the operator (token or browser session). What each
-may see is decided here and nowhere else: `Viewer.views` names the renderings of an entry that may be shown.
+A viewer is anonymous, a member (proven by a self-issued token) or the operator (token or browser session). The
+operator's tokens and sessions are here too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from catalogue.search.facets import FACETS, EntryView, theme_code
 from catalogue.search.highlight import Segment
 from catalogue.search.search_service import Hit, Results
-from catalogue.store.tables import CrawlState, Member, VisitRecord
+from catalogue.store.tables import CrawlState, Issuance, IssuedCredential, Member, VisitRecord
 from connector.setting_types import NAME
 
 Json = dict[str, Any]
@@ -46,6 +46,14 @@ class ChangedMember(BaseModel):
     reason: str | None = Field(None, max_length=1000, description="Why the status changes; shown to the operator.")
 
 
+class CredentialWanted(BaseModel):
+    """The member that is to get a new membership credential."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    member: str = Field(max_length=1024, description="DID or short name.")
+
+
 class CrawlRequest(BaseModel):
     """What a member may say when it asks for a visit: datasets that it takes back at once."""
 
@@ -68,6 +76,19 @@ def source(row: CrawlState | None) -> Json:
         field: getattr(row, field)
         for field in ("state", "failures", "last_try", "last_ok", "next_at", "problem")
     }  # fmt: skip
+
+
+def credential(row: IssuedCredential) -> Json:
+    """An issued credential as the operator sees it."""
+    fields = ("id", "type", "profile", "state", "issued_at", "expires_at")
+    place = f"{row.list_kind}/{row.list_number}#{row.list_index}"
+    return {**{field: getattr(row, field) for field in fields}, "place": place, "request": row.issuance}
+
+
+def issuance(row: Issuance) -> Json:
+    """A request for credentials and its delivery as the operator sees it."""
+    fields = ("id", "holder_pid", "wanted", "status", "created_at", "attempts", "next_at", "problem")
+    return {field: getattr(row, field) for field in fields}
 
 
 def run(row: VisitRecord, name: str) -> Json:

@@ -257,7 +257,7 @@ class Crawler:
         """Mark entries that visits did not reach as stale or expired, and withdraw entries above the limit."""
         tx.entries.reset_future_times(source.member_id, since, now=tx.now)
         if outcome.outcome == "partial":
-            tx.entries.mark_stale(source.member_id, before=min(since, tx.now - self._timing.unreachable))
+            tx.entries.mark_stale(source.member_id, before=min(since, tx.now - self._timing.unlisted))
         if source.state != freshness.EXPIRED:  # a connector that is silent keeps its entries, out of the search
             ingest.withdraw_expired(tx, source.member_id, since=since, seconds=self._timing.expired, tally=tally)
         if outcome.outcome != "unchanged":

@@ -1,4 +1,4 @@
-"""How old a member's entries are, in one word, and when its connector is visited next. Pure: the clock is an argument.
+"""The state of a connector, and of an entry from its misses; and when a connector is visited next. Pure.
 
     new → active → stale → unreachable → expired        any good visit: active
 
@@ -27,6 +27,11 @@ class Timing:
     stale_misses: int
     unreachable: float
     expired: float
+
+    @property
+    def unlisted(self) -> float:
+        """Seconds after which an entry that only partial visits could have listed is stale: those of silence."""
+        return self.unreachable
 
     @classmethod
     def of(cls, settings: CatalogueSettings) -> Timing:

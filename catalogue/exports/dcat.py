@@ -1,6 +1,6 @@
 """Entries as DCAT-AP 3: catalogue, datasets, distributions, services, records, agents. Pure.
 
-Where DCAT-AP and the protocol differ (design of the catalogue, section 2.1): licence and policy belong to the
+Where DCAT-AP and the protocol differ, licence and policy belong to the
 distribution here, at most one policy each, so there is one distribution per way of access and offer.
 
 Readers merge nodes with one id. Each node's id is therefore made by this catalogue or is a DID that a member has

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from catalogue.crawl.freshness import Timing, state_of
 from catalogue.crawl.namespaces import are_alike
 from catalogue.crawl.sanitize import is_writable
+from catalogue.issuer.membership import ask_for_membership, follow_change, follow_removal
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
-from catalogue.store.tables import CrawlState, Member
-from connector.errors import AlreadyExists, BadInput, PeerNonsense, PeerUnreachable, Unauthenticated
+from catalogue.store.tables import CrawlState, Issuance, IssuedCredential, Member
+from connector.errors import AlreadyExists, BadInput, Conflict, PeerNonsense, PeerUnreachable, Unauthenticated
 from connector.identity.did import address_of
 from connector.infra.net.http_client import HttpClient
 from connector.setting_types import NAME, address, did, port_hint
@@ -79,6 +80,8 @@ class Members:
             tx.members.forget_etags()
             tx.entries.touch_selective()
             tx.members.bump_revision()
+            if member.status == "active":
+                ask_for_membership(tx, member.id, self._settings.issuer_types)
             return member
 
         member = await self._store.write(work)
@@ -114,11 +117,44 @@ class Members:
             if differs:
                 tx.entries.touch_selective()
             tx.members.bump_revision()
+            follow_change(tx, member, differs=differs, types=self._settings.issuer_types)
             return member
 
         member = await self._store.write(work)
         await self._notify(ended="" if member.status == "active" else member.id)
         return member
+
+    async def issue(self, key: str) -> Member:
+        """Have the issuer deliver a new membership credential to an active member. NotFound, BadInput."""
+        types = self._settings.issuer_types
+        if not types:
+            raise BadInput("expected an issuer, this catalogue is none; name types in HANSE_ISSUER_TYPES")
+
+        def work(tx: CatalogueTransaction) -> Member:
+            member = tx.members.of(key, lock=True)
+            if member.status != "active":
+                raise BadInput(f"{member.name} is {member.status}; lift the suspension first")
+            if tx.issuances.count_open(member.id):
+                raise Conflict(f"{member.name} has a delivery under way; wait for its end")
+            ask_for_membership(tx, member.id, types)
+            return member
+
+        member = await self._store.write(work)
+        await self._notify()
+        return member
+
+    async def credentials(self, key: str) -> tuple[Sequence[IssuedCredential], Sequence[Issuance]]:
+        """A member's credentials and requests, newest first, also of a DID whose membership ended."""
+
+        def work(tx: CatalogueTransaction) -> tuple[Sequence[IssuedCredential], Sequence[Issuance]]:
+            member = tx.members.find(key)
+            holder = key if member is None else member.id
+            found = tx.issuances.list_credentials(holder), tx.issuances.list_of(holder)
+            if member is None and not any(found):
+                tx.members.of(key)
+            return found
+
+        return await self._store.read(work)
 
     async def remove(self, key: str) -> None:
         """End a membership: its entries leave the search at once, and their addresses say why."""
@@ -129,6 +165,7 @@ class Members:
             tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
             tx.members.remove(member)
             tx.members.bump_revision()
+            follow_removal(tx, member.id)
             return member.id
 
         await self._notify(ended=await self._store.write(work))

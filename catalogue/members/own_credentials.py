@@ -13,7 +13,7 @@ from pathlib import Path
 from connector.errors import Unauthenticated
 from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
 from connector.identity.credentials.scopes import Scope
-from connector.identity.credentials.signed_jwt import ReadJwt
+from connector.identity.signed_jwt import ReadJwt
 from connector.telemetry import logger
 
 _FILES_MAX = 16

@@ -14,6 +14,7 @@ from typing import Any
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from catalogue.issuer.credential_signer import PATH as ISSUER_PATH
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member
@@ -83,6 +84,8 @@ class RegisterSigner:
         settings = self._settings
         made = document(settings.did, jwk=public_jwk(self._key), root_url=settings.root_url)
         services = [("members", "HanseMemberRegister", "/members.jws"), ("search", "HanseSearch", "/api/v1/search")]
+        if settings.issuer_types:
+            services.append(("issuer", "IssuerService", ISSUER_PATH))
         if settings.credential_folder is not None:
             services.append(("credentials", "CredentialService", CREDENTIALS_PATH))
         made["service"] = [

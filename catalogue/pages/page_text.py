@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup, escape
 
-from catalogue.crawl.offer_terms import CatalogueOffer, OfferLine, list_uses
+from catalogue.crawl.offer_terms import CatalogueOffer, list_uses
 from catalogue.search.facets import FACETS, POLICIES, EntryView
 from catalogue.search.search_query import SearchQuery
 from connector.infra.html.wording import UNITS, format_age, format_count
 from policies.contracts.columns import quote_identifier
+from policies.errors import PolicyError
+from policies.odrl import reader
+from policies.review.grouped_terms import TermGroup, group_terms
 
 _ROWS = ("ds:stream", "ds:train", "odrl:read", "odrl:use")  # actions by which rows leave
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
@@ -67,33 +70,12 @@ def chips(offers: Iterable[CatalogueOffer]) -> list[Chip]:
     return list(dict.fromkeys(made))
 
 
-@dataclass(frozen=True, slots=True)
-class OfferClause:
-    """Rules that hold under the same conditions, and these conditions."""
-
-    rules: tuple[OfferLine, ...]
-    conditions: tuple[OfferLine, ...]
-
-
-def clauses(offer: CatalogueOffer) -> list[OfferClause]:
-    """An offer's rules with their conditions. Adjacent rules with the same conditions are merged."""
-    made: list[OfferClause] = []
-    for line in offer.lines:
-        if line.depth == 0 or not made:
-            made.append(OfferClause((line,), ()))
-        else:
-            made[-1] = replace(made[-1], conditions=(*made[-1].conditions, line))
-    merged: list[OfferClause] = []
-    for clause in made:
-        if merged and clause.conditions and _condition_texts(merged[-1]) == _condition_texts(clause):
-            merged[-1] = replace(merged[-1], rules=merged[-1].rules + clause.rules)
-        else:
-            merged.append(clause)
-    return merged
-
-
-def _condition_texts(clause: OfferClause) -> list[str]:
-    return [line.text for line in clause.conditions]
+def grouped(offer: CatalogueOffer) -> list[TermGroup]:
+    """An offer's terms in groups (`policies.review.grouped_terms`); none if its policy cannot be read."""
+    try:
+        return group_terms(reader.read(offer.policy))
+    except PolicyError:
+        return []
 
 
 def path_of(dataset_id: str) -> str:
@@ -181,7 +163,7 @@ FILTERS: Mapping[str, Any] = {
     "day": day,
     "instant": instant,
     "chips": chips,
-    "clauses": clauses,
+    "grouped": grouped,
     "path": path_of,
     "coloured": coloured,
     "licence": licence_name,

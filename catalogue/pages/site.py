@@ -31,7 +31,7 @@ from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member, VisitRecord
 from connector.errors import BadInput, HanseError, Unauthenticated
-from connector.infra.html.wording import TIERS
+from connector.infra.html.wording import CONSUMERS_GROUPS, TIERS
 
 _FIELDS_MAX = 50
 _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits leads to, and how long they may take
@@ -39,12 +39,17 @@ _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits lea
 
 @dataclass(frozen=True, slots=True)
 class MemberLine:
-    """One member on the members page; `datasets` counts what this viewer may see."""
+    """One member on the members page; `datasets` counts what this viewer may see.
+
+    For the operator: `credentials` counts its credentials by state, `undelivered` says why one is not delivered yet.
+    """
 
     member: Member
     source: CrawlState | None
     datasets: int
     run: VisitRecord | None
+    credentials: Mapping[str, int]
+    undelivered: str
 
     @property
     def state(self) -> str:
@@ -77,7 +82,12 @@ class Site:
         )
         self._pages.filters.update(page_text.FILTERS)
         self._pages.globals.update(
-            settings=settings, search_url=page_text.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
+            settings=settings,
+            search_url=page_text.search_url,
+            TIERS=TIERS,
+            TERM_GROUPS=CONSUMERS_GROUPS,
+            FACETS=FACETS,
+            EXPORTS=EXPORTS,
         )
 
     async def problem(self, request: Request, error: HanseError) -> Response:
@@ -231,12 +241,16 @@ async def _fields(request: Request) -> dict[str, str]:
 def _list_member_lines(tx: CatalogueTransaction, *, viewer: Viewer, counts: dict[str, int]) -> list[MemberLine]:
     """Every member, with what the viewer may see of it; suspended ones are shown to the operator only."""
     sources = {source.member_id: source for source in tx.members.list_sources()}
+    issued = tx.issuances.count_by_state(tx.now) if viewer.is_operator else {}
+    problems = tx.issuances.list_problems() if viewer.is_operator else {}
     return [
         MemberLine(
             member,
             sources.get(member.id),
             counts.get(member.name, 0),
             next(iter(tx.members.list_runs(member.id, limit=1)), None) if viewer.is_operator else None,
+            issued.get(member.id, {}),
+            problems.get(member.id, ""),
         )
         for member in tx.members.list_all()
         if viewer.is_operator or member.status == "active"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, false
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -107,3 +107,52 @@ class Counter(CatalogueTable):
     __tablename__ = "counter"
     name: Mapped[str] = mapped_column(_Key, primary_key=True)
     value: Mapped[int]
+
+
+class Issuance(CatalogueTable):
+    """A request for credentials, of a member or (at its admission) of ours for it, and the delivery that answers it.
+
+    `id` is the protocol's issuerPid. Attempts are counted here, so that a restart keeps them.
+    """
+
+    __tablename__ = "issuance"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    holder: Mapped[str] = mapped_column(_Id, index=True)
+    holder_pid: Mapped[str] = mapped_column(_Key)
+    wanted: Mapped[list[Any]]  # ids in the issuer's metadata
+    status: Mapped[str] = mapped_column(String(16))  # RECEIVED | ISSUED | REJECTED
+    token: Mapped[str]  # the holder's access token, which the delivery carries; empty once nothing is left to send
+    created_at: Mapped[float]
+    attempts: Mapped[int]
+    next_at: Mapped[float | None] = mapped_column(index=True)  # of the next attempt; None: nothing is left to send
+    problem: Mapped[str]
+
+
+class IssuedCredential(CatalogueTable):
+    """A signed credential about a member, with its place in a status list."""
+
+    __tablename__ = "credential"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    issuance: Mapped[str] = mapped_column(_Key, index=True)
+    holder: Mapped[str] = mapped_column(_Id, index=True)
+    type: Mapped[str] = mapped_column(_Key)
+    profile: Mapped[str] = mapped_column(String(32))
+    list_kind: Mapped[str] = mapped_column(String(16))
+    list_number: Mapped[int]
+    list_index: Mapped[int]
+    issued_at: Mapped[float]
+    expires_at: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))  # active | suspended | revoked
+    jwt: Mapped[str]
+
+    __table_args__ = (UniqueConstraint("list_kind", "list_number", "list_index", name="uq_credential_place"),)
+
+
+class StatusList(CatalogueTable):
+    """One status list. `used` places are taken; `revision` rises with every change of a bit."""
+
+    __tablename__ = "status_list"
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)  # statuslist2021 | bitstring
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    used: Mapped[int]
+    revision: Mapped[int]

@@ -7,6 +7,7 @@ from functools import cached_property
 from sqlalchemy.orm import Session
 
 from catalogue.store.entries import EntryQueries
+from catalogue.store.issuances import IssuanceQueries
 from catalogue.store.members import MemberQueries
 from catalogue.store.tokens import CatalogueTokenQueries
 
@@ -15,7 +16,8 @@ class CatalogueTransaction:
     """The argument of a unit of work. `now` is the transaction's time in UTC seconds since the epoch.
 
     Locks are taken in one order to avoid deadlocks: the member, its crawl state (several by id), the change number, its
-    entries, the register's revision. A change of a member's entries requires the lock on its crawl state.
+    entries, the register's revision, its issuances, status lists (by kind and number). A change of a member's entries
+    requires the lock on its crawl state, a change of its credentials the lock on the member.
     """
 
     def __init__(self, session: Session, *, now: float) -> None:
@@ -33,3 +35,7 @@ class CatalogueTransaction:
     @cached_property
     def entries(self) -> EntryQueries:
         return EntryQueries(self.session)
+
+    @cached_property
+    def issuances(self) -> IssuanceQueries:
+        return IssuanceQueries(self.session)

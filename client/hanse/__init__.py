@@ -72,9 +72,10 @@ __all__ = [
 
 
 def connect(url: str = "", token: str = "", *, seconds: float = 30.0) -> Space:
-    """Connect to a participant's connector. Defaults come from HANSE_URL and HANSE_TOKEN, a job's projected
-    token (HANSE_WORKLOAD_TOKEN_FILE, or /var/run/secrets/hanse/token), or `hanse login`. A job's token is renewed by
-    itself, and the connector's log has its HANSE_JOB_ID.
+    """Connect to a participant's connector. Defaults come from HANSE_URL and HANSE_TOKEN, a service's key
+    (HANSE_CLIENT_ID and HANSE_CLIENT_KEY), a job's projected token (HANSE_WORKLOAD_TOKEN_FILE, or
+    /var/run/secrets/hanse/token), or `hanse login`. The token of a service or job is renewed by itself, and the
+    connector's log has its HANSE_JOB_ID.
 
     `seconds`: the time limit of a call.
 

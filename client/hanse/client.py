@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -27,7 +27,8 @@ from hanse._transport import http_stream
 from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import HttpReply, HttpRequest
-from hanse._transport.workload import WorkloadToken
+from hanse._transport.read_renewal import ReadRenewal
+from hanse._transport.workload import RenewedToken
 from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RENEW_BEFORE = 60.0
+_RENEWAL_SECONDS = 5.0  # for the owner's answer, while the reader waits
 _QUEUE_PATIENCE = 60.0  # seconds in which a query is retried while too many run
 _PAGE_MAX = 100  # results in one page of the catalogue
 _FOUND_MAX = 10_000  # results of one search
@@ -70,7 +72,7 @@ class Entry:
 class Space:
     """A connection to one participant's connector."""
 
-    def __init__(self, url: str, token: str | WorkloadToken, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: str | RenewedToken, *, seconds: float = 30.0) -> None:
         self._connect = partial(Api, url, token, seconds=seconds)
         self._api, self._process = self._connect(), os.getpid()
 
@@ -591,9 +593,20 @@ class Dataset:
         def act(endpoint: str, ticket: str) -> HttpReply:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
             headers |= {"hanse-job": job} if (job := self._space.api.job) else {}
-            return http_stream.open_stream(HttpRequest(method, f"{endpoint}{path}", headers, body, idle_seconds), waits)
+            expires = float(self._address.get("expires") or 0)
+            request = HttpRequest(method, f"{endpoint}{path}", headers, body, idle_seconds)
+            answer = http_stream.open_stream(request, waits)
+            if not (read := answer.headers.get("hanse-read", "")):
+                return answer
+            return replace(answer, renew=ReadRenewal(partial(self._renew_read, read), expires))
 
         return self._with_ticket(act)
+
+    def _renew_read(self, read: str) -> float:
+        """Give the owner a fresh ticket for a running read; return when the ticket ends (UTC seconds)."""
+        endpoint, ticket = self._ticket(fresh=True)
+        post_small(f"{endpoint}/reads/{quote_segment(read)}/renew", ticket, {}, seconds=_RENEWAL_SECONDS)
+        return float(self._address.get("expires") or 0)
 
     def _with_ticket(self, act: Callable[[str, str], T]) -> T:
         """Call `act` with endpoint and ticket; renew a ticket once that has expired or was replaced."""

@@ -1,4 +1,4 @@
-"""The connector's address and token: from arguments, the environment, a job's projected token, or `hanse login`."""
+"""The connector's address and token: arguments, the environment, a service's key, a job's token or `hanse login`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanse._transport.workload import JOB_MAX, WorkloadToken, fits_header
+from hanse._transport.workload import JOB_MAX, RenewedToken, ServiceToken, WorkloadToken, fits_header
 from hanse.errors import BadInput
 
 DEFAULT_URL = "http://127.0.0.1:8081"
@@ -20,7 +20,7 @@ class Connection:
     """An address and a token; `source` says where the token was found, for people."""
 
     url: str
-    token: str | WorkloadToken
+    token: str | RenewedToken
     source: str
 
 
@@ -44,6 +44,8 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
         return Connection(where, token, "argument")
     if given := os.environ.get("HANSE_TOKEN", ""):
         return Connection(where, given, "HANSE_TOKEN")
+    if service := _find_service():
+        return Connection(where, service, str(service.file))
     if workload := _find_workload():
         return Connection(where, workload, str(workload.file))
     if saved.get("token") and saved.get("url", "").rstrip("/") == where:
@@ -51,11 +53,27 @@ def find_connection(*, url: str = "", token: str = "") -> Connection:
     return Connection(where, "", "nowhere")
 
 
-def _find_workload() -> WorkloadToken | None:
-    """Return the job's token: HANSE_WORKLOAD_TOKEN_FILE, or the usual file if a site projects one."""
+def _find_service() -> ServiceToken | None:
+    """Return the service's token of HANSE_CLIENT_ID and HANSE_CLIENT_KEY. Raises: BadInput for half of them."""
+    client_id, file = os.environ.get("HANSE_CLIENT_ID", ""), os.environ.get("HANSE_CLIENT_KEY", "")
+    if bool(client_id) != bool(file):
+        raise BadInput("expected HANSE_CLIENT_ID with HANSE_CLIENT_KEY, got one of them; set both")
+    if not client_id:
+        return None
+    audience = os.environ.get("HANSE_CLIENT_AUDIENCE", "")
+    return ServiceToken(client_id, Path(file), audience=audience, job=_read_job())
+
+
+def _read_job() -> str:
     job = os.environ.get("HANSE_JOB_ID", "")
     if not fits_header(job):
         raise BadInput(f"expected HANSE_JOB_ID of at most {JOB_MAX} printable ASCII characters, got {job[:50]!r}")
+    return job
+
+
+def _find_workload() -> WorkloadToken | None:
+    """Return the job's token: HANSE_WORKLOAD_TOKEN_FILE, or the usual file if a site projects one."""
+    job = _read_job()
     named = os.environ.get("HANSE_WORKLOAD_TOKEN_FILE", "")
     if not named and not WORKLOAD_FILE.exists():
         return None

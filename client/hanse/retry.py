@@ -24,7 +24,7 @@ T = TypeVar("T")
 _CRASHED = "worker_crashed"
 _CRASHES_MAX = 5  # without a row in between: each attempt ends a process that serves other readers, too
 _PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
-# The owner could not finish, for a reason that a second attempt may not meet.
+# Codes of `Broken`: the answer ended early for a cause that is usually gone at the next attempt.
 _PASSING_CODES = (
     "shutting_down", _CRASHED, "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
     "busy", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown",

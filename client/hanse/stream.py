@@ -64,8 +64,9 @@ class Stream:
     a Stream: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
 
     With `reopen`, a lost connection, a restart of the owner or an expired ticket does not end the stream: it resumes
-    after the last batch, as long as `patience` lasts. It also requests what is `due` in portions of the owner's limit;
-    `end` is the last one's. `place` is the owner's place of the last batch.
+    after the last batch, as long as `patience` lasts. A running read is renewed before its ticket expires. It also
+    requests what is `due` in portions of the owner's limit; `end` is the last one's. `place` is the owner's place of
+    the last batch.
 
     Only the process that opened it can read it.
 
@@ -123,7 +124,7 @@ class Stream:
 
     def _open(self, answer: HttpReply) -> None:
         """Read from this answer on. Raises: Broken if its columns differ: consumers read memory by the first schema."""
-        self._body = answer.body
+        self._body, self._renew = answer.body, answer.renew
         if self._memory is not None:
             self._body.use_memory(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
@@ -197,6 +198,8 @@ class Stream:
         check_process(self._process)
         while not self._closed:  # checked first: received batches are not yielded after `close`
             try:
+                if self._renew is not None:
+                    self._renew()
                 batch = self._next()
                 if batch is None and self._request_more():
                     continue

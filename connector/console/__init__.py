@@ -69,7 +69,7 @@ def router(
     """Return the router of all pages, mounted at the root of the management listener."""
     pages = PageRenderer(
         tokens, name=settings.name, title=settings.title, participant=participant, version=version,
-        members=trust.members,
+        members=trust.members, waiting=lambda: store.read(negotiation_pages.count_waiting),
     )  # fmt: skip
     routes = APIRouter(include_in_schema=False)
     for one in (

@@ -13,13 +13,14 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from connector.console.page import Form, PageRenderer, read_form
 from connector.console.view.formatting import path_of
 from connector.datasets.registration import REGISTERED, Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
-from connector.errors import BadInput, HanseError, NotFound
+from connector.errors import BadInput, HanseError, NotFound, validation_error
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
@@ -29,6 +30,7 @@ from connector.store import Store
 from connector.telemetry import logger
 
 _FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords", "theme", "license")
+_TEXTS = ("title", "description", "theme", "license")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
 _PATIENCE_S = 1.5  # wait before the browser is redirected to the progress page
@@ -52,6 +54,35 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
     @routes.get("/datasets/new")
     async def form(request: Request, caller: Caller = pages.may("owner")) -> Response:
         return await _render_form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
+
+    @routes.get("/datasets/browse")
+    async def browse(request: Request, path: str = "", caller: Caller = pages.may("owner")) -> Response:
+        folder = await registry.browse(path[:4096])
+        return await pages.render(request, "dataset_browse.html", where="datasets", folder=folder)
+
+    @routes.get("/datasets/{name}/texts")
+    async def texts(request: Request, name: str, caller: Caller = pages.may("owner")) -> Response:
+        row, _ = await registry.get(name)
+        shown = {word: getattr(row, word) for word in _TEXTS} | {"keywords": ", ".join(row.keywords)}
+        return await _render_texts(request, row.name, shown)
+
+    async def _render_texts(
+        request: Request, name: str, shown: Mapping[str, str], error: HanseError | None = None
+    ) -> Response:
+        status = error.status if error else 200
+        context: dict[str, Any] = {"name": name, "texts": shown, "error": error}
+        return await pages.render(request, "dataset_texts.html", status=status, where="datasets", **context)
+
+    @routes.post("/datasets/{name}/texts")
+    async def describe(request: Request, name: str, caller: Caller = pages.may("owner")) -> Response:
+        said = await read_form(request)
+        shown = {word: said.get(word) for word in (*_TEXTS, "keywords")}
+        try:
+            new = datasets_api.DatasetTexts(**shown | {"keywords": _split_words(shown["keywords"])})
+            await registry.describe(name, new.to_description(), by=caller.name)
+        except ValidationError as error:
+            return await _render_texts(request, name, shown, validation_error(error.errors()))
+        return RedirectResponse(path_of("/datasets", name), status_code=303)
 
     async def _render_form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
         return await pages.render(
@@ -167,11 +198,10 @@ def _log_failure(task: asyncio.Task[Any]) -> None:
 
 
 def _read_registration(said: Form) -> Registration:
-    words = tuple(word.strip() for word in said.get("keywords").split(",") if word.strip())
     about = Description(
         title=said.get("title"),
         description=said.get("description"),
-        keywords=words[:100],
+        keywords=tuple(_split_words(said.get("keywords"))),
         theme=said.get("theme"),
         license=said.get("license"),
     )
@@ -179,6 +209,10 @@ def _read_registration(said: Form) -> Registration:
     return Registration(
         name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
     )
+
+
+def _split_words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()][:100]
 
 
 def _form_link(asked: Registration) -> str:

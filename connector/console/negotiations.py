@@ -161,11 +161,15 @@ def router(
 def list_waiting(tx: Transaction, *, limit: int) -> tuple[list[Negotiation], int]:
     """Return the negotiations that need a local decision, oldest first and at most `limit`, and their total number."""
     rows: list[Negotiation] = []
-    number = 0
     for role, state in auto_decisions.NEGOTIATION:
         rows += tx.negotiations.page(role=role, state=state, waiting=True, oldest=True, limit=limit)
-        number += tx.negotiations.count(role=role, state=state, waiting=True)
-    return sorted(rows, key=lambda row: row.created_at)[:limit], number
+    return sorted(rows, key=lambda row: row.created_at)[:limit], count_waiting(tx)
+
+
+def count_waiting(tx: Transaction) -> int:
+    """Return the number of negotiations that need a local decision."""
+    cases = auto_decisions.NEGOTIATION
+    return sum(tx.negotiations.count(role=role, state=state, waiting=True) for role, state in cases)
 
 
 def _check_scope(caller: Caller, row: Transfer) -> None:

@@ -24,7 +24,7 @@ from connector import raw_access
 from connector.console.view import formatting
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
 from connector.events import Event
-from connector.infra.html.wording import TIERS
+from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
 
@@ -76,17 +76,17 @@ class ConfirmationNeeded(Exception):
         self.fields = [(name, value) for name, values in fields.items() if name != _ASK for value in values]
 
 
-async def read_form(request: Request) -> Form:
-    """Return the fields of a posted form.
+async def read_form(request: Request, *, most: int = _FIELDS_MAX) -> Form:
+    """Return the fields of a posted form, at most `most`.
 
-    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`): the page's script asks
-    it and removes the field; without a script the server asks it on a page.
+    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`), which the server asks
+    on a page of its own.
     """
     text = (await request.body()).decode("utf-8", "replace")
     try:
-        fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=most)
     except ValueError as error:
-        raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields; send it from the page") from error
+        raise BadInput(f"expected a form with at most {most} fields; send it from the page") from error
     if _ASK in fields:
         raise ConfirmationNeeded(fields)
     return Form(fields)
@@ -109,7 +109,10 @@ class PageRequirement(Requirement):
 
 
 class PageRenderer:
-    """Renders pages for the session's caller. `members` returns names by DID."""
+    """Renders pages for the session's caller.
+
+    `members` returns names by DID, `waiting` the number of negotiations that need a decision here.
+    """
 
     def __init__(
         self,
@@ -120,9 +123,10 @@ class PageRenderer:
         participant: str,
         version: str,
         members: Callable[[], Awaitable[Names]],
+        waiting: Callable[[], Awaitable[int]],
     ) -> None:
         self.tokens = tokens
-        self._members = members
+        self._members, self._waiting = members, waiting
         folder = FileSystemLoader(Path(__file__).parent / "templates")
         self._pages = Environment(
             loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -131,9 +135,13 @@ class PageRenderer:
         self._pages.globals.update(
             us={"name": name, "title": title or name, "participant": participant, "version": version},
             TIERS=TIERS,
+            ACTION_TITLES=formatting.ACTION_TITLES,
+            CONSUMERS_GROUPS=CONSUMERS_GROUPS,
             DECIDED=formatting.DECIDED,
             KINDS=formatting.KINDS,
+            OWNERS_GROUPS=OWNERS_GROUPS,
             STAGES=formatting.STAGES,
+            TEMPLATE_TITLES=formatting.TEMPLATE_TITLES,
         )
 
     def router(self) -> APIRouter:
@@ -157,7 +165,9 @@ class PageRenderer:
 
     async def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         """Render a template for the caller of this request."""
-        shown = {"me": self._caller(request), "now": time.time(), "where": "", "names": await self.names()}
+        caller = self._caller(request)
+        waiting = await self._waiting() if caller is not None and caller.may("read") else 0
+        shown = {"me": caller, "now": time.time(), "where": "", "names": await self.names(), "badge": waiting}
         html = self._pages.get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status)
 
@@ -227,9 +237,12 @@ def _confirmation_context(request: Request, asked: ConfirmationNeeded) -> dict[s
 
 
 def local_path(path: str) -> str:
-    """Return a path if it stays within this console, otherwise `/`."""
-    fits = path.startswith("/") and not path.startswith(("//", "/\\", "/login")) and "\n" not in path
-    return path if fits and not urlsplit(path).netloc else "/"
+    """Return a path if it stays within this console, otherwise `/`.
+
+    A browser drops tabs and line ends of an address, and takes a backslash for a slash (WHATWG URL, 4.4).
+    """
+    fits = path.startswith("/") and not path.startswith(("//", "/login"))
+    return path if fits and path.isprintable() and "\\" not in path else "/"
 
 
 def _to_login(request: Request) -> Response:

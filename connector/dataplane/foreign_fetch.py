@@ -183,7 +183,10 @@ def _check_source(source: FetchSource) -> None:
 
 
 def _check_accepted(answer: StreamedReply, endpoint: str) -> None:
-    """Redirects are not followed: the token is for this address."""
+    """Redirects are not followed: the token is for this address. A compressed body could expand without limit."""
+    coding = answer.headers.get("content-encoding", "").strip().lower()
+    if answer.status == 200 and coding not in ("", "identity"):
+        raise PeerNonsense(f"{origin(endpoint)} sent a body in the encoding {coding[:30]!r}, expected none")
     if answer.status == 200:
         return
     kind = PeerBusy if answer.status in (429, 503) else PeerRefused

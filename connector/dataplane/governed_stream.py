@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from policies.enforce.gate import PreparedQuery
 
 _log = logger("dataplane")
-_QUANTUM = 0.05  # seconds: answers of aggregate-only data leave at multiples of it (federated-query, section 7)
+# Seconds: answers of aggregate-only data leave at multiples of it, so that their time does not show group sizes.
+_QUANTUM = 0.05
 _EXPIRED = "the ticket has expired; renew it and resume from here"
 
 
@@ -143,7 +144,10 @@ class GovernedStream:
         return frame or await anext(self._result, None)
 
     async def _count_frame(self, frame: Frame | StreamPart) -> HanseError | None:
-        """Count the batch in every lease (5) and return None, or return the error that ends the stream."""
+        """Count the batch in every lease and return None, or return the error that ends the stream.
+
+        Step 5 of `admission`.
+        """
         filled: ReadGrant | None = None
         while (stop := self._find_stopping_grant(frame)) is not None:
             grant, reason = stop
@@ -215,7 +219,10 @@ async def _update_digest(frame: Frame | StreamPart) -> None:
 
 
 def watch_grants(grants: Sequence[ReadGrant], result: Result) -> Coroutine[Any, Any, None]:
-    """Interrupt the worker, which now has the read, when a grant ends while no batch comes (6)."""
+    """Interrupt the worker, which now has the read, when a grant ends while no batch comes.
+
+    Step 6 of `admission`.
+    """
     for grant in grants:
         grant.served = True
     return _interrupt_on_end(grants, result)

@@ -1,7 +1,8 @@
 """Reads under way, in the database, so that a read that a crash leaves open gets an end with its last known totals.
 
 That happens at the next start of the process, or from another process on the same PostgreSQL once the lease of the dead
-one has lapsed. Quota that such a read had reserved is not returned: what left in its last second is unknown.
+one has lapsed. Quota that such a read had reserved is not returned: what left in its last second is unknown. How many
+reads may run is decided in `admission`.
 """
 
 from __future__ import annotations

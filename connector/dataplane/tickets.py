@@ -1,7 +1,7 @@
 """Data-plane tickets: short-lived, signed by the provider, bound to one agreement, party, transfer and purpose.
 
 A ticket is an ES256 JWT whose issuer and audience are the provider. It identifies a grant. Whether the grant still
-holds is checked at each request.
+holds is checked at each request (`usage.grants`).
 """
 
 from __future__ import annotations

@@ -14,25 +14,27 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from connector.datasets import version_retention
+from connector.datasets import source_browser, version_retention
 from connector.datasets.external import Outside
 from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.owned_files import OwnedFolder, remove
 from connector.datasets.registration import (
     CONVERTING,
     STORING,
+    Description,
     Registration,
     RegistrationProgress,
     RunningRegistrations,
     check_no_login,
     registration_stopped,
 )
+from connector.datasets.source_browser import SourceFolder
 from connector.datasets.sources import BEFORE, check_options, guess_kind, read_options, remote_source, source
 from connector.datasets.sources.path_errors import path_refusals
 from connector.datasets.sources.source_files import (
@@ -58,7 +60,15 @@ from connector.errors import (
     SourceUnreadable,
     redact_name,
 )
-from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused, listed
+from connector.events import (
+    DatasetDescribed,
+    DatasetRegistered,
+    DatasetRemoved,
+    DatasetVersioned,
+    Event,
+    RequestRefused,
+    listed,
+)
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import DatasetVersion, RegisteredDataset
 from connector.telemetry import logger
@@ -278,6 +288,31 @@ class Registry:
         return await self._store.read(
             lambda tx: [(row, tx.datasets.get_current(row)) for row in tx.datasets.page(after=after, limit=limit)]
         )
+
+    async def browse(self, path: str) -> SourceFolder:
+        """Return the entries of a folder under the source roots, or the roots for an empty path.
+
+        Raises: PathRefused.
+        """
+        if not path:
+            return source_browser.list_roots(self._roots)
+        work = partial(source_browser.list_folder, path, roots=self._roots, private=self._private)
+        return await self._run_on_disk(path, work)
+
+    async def describe(self, key: str, about: Description, *, by: str) -> tuple[RegisteredDataset, DatasetVersion]:
+        """Replace the texts on a dataset. Its data, version, offers and agreements stay as they are."""
+
+        def work(tx: Transaction) -> tuple[RegisteredDataset, DatasetVersion]:
+            row = tx.datasets.of(key)
+            said = {**asdict(about), "keywords": list(about.keywords), "title": about.title or row.name}
+            changed = [name for name, value in said.items() if getattr(row, name) != value]
+            for name in changed:
+                setattr(row, name, said[name])
+            if changed:
+                tx.publish(DatasetDescribed(actor=by, dataset=row.id, version=row.version, detail={"changed": changed}))
+            return row, tx.datasets.get_current(row)
+
+        return await self._store.write(work)
 
     async def remove(self, key: str, *, by: str) -> None:
         """Remove a dataset and its converted files. Refused while it has an offer or an agreement in force."""

@@ -27,6 +27,7 @@ from connector.usage.fact_collector import FactsOf
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.odrl import reader as policy_jsonld
+from policies.odrl.strictjson import list_of
 from policies.vocabulary import Phase
 
 PAGE = 100
@@ -302,7 +303,7 @@ def _read_query_spec(filters: tuple[Any, ...]) -> _QuerySpec:
 
 def _read_expressions(expressions: Any, earlier: str) -> str:
     """The dataset id that all criteria of a filter name."""
-    for each in jsonld.listed(expressions):
+    for each in list_of(expressions):
         if not isinstance(each, Mapping):
             raise _filter_error()
         criterion = {_local_name(key): jsonld.single(jsonld.unwrap(value, {})) for key, value in each.items()}

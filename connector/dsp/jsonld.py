@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from connector.errors import MessageInvalid
 from policies.evaluation.values import is_whole
 from policies.odrl import strictjson
+from policies.odrl.strictjson import list_of
 
 Json: TypeAlias = dict[str, Any]
 
@@ -95,12 +96,12 @@ def node_of(document: Any) -> Json:
     """The only object of a document, compact or expanded, with the contexts of the document and of the object."""
     around: list[Any] = []
     if isinstance(document, dict) and "@graph" in document:
-        around, document = listed(document.get("@context")), document["@graph"]
+        around, document = list_of(document.get("@context")), document["@graph"]
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     if not isinstance(document, dict):
         raise MessageInvalid("expected one JSON object as message, got something else")
-    return {**document, "@context": [*around, *listed(document.get("@context"))]} if around else document
+    return {**document, "@context": [*around, *list_of(document.get("@context"))]} if around else document
 
 
 def prefixes_of(node: Json) -> dict[str, str]:
@@ -110,7 +111,7 @@ def prefixes_of(node: Json) -> dict[str, str]:
         MessageInvalid: there are too many prefixes, or an IRI is too long: each name could become as long as the IRI.
     """
     own: dict[str, str] = {}
-    for part in listed(node.get("@context")):
+    for part in list_of(node.get("@context")):
         if isinstance(part, dict):
             own.update({key: value for key, value in part.items() if isinstance(value, str) and key[:1] != "@"})
     if len(own) > _PREFIXES_MAX or any(len(iri) > _PREFIX_MAX for iri in own.values()):
@@ -171,13 +172,6 @@ def types(node: Json, prefixes: Mapping[str, str]) -> tuple[str, ...]:
 def single(value: Any) -> Any:
     """The value of a member that has one value, also where it is written as a list."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def listed(value: Any) -> list[Any]:
-    """The values of a member that is a list, also where a single value is written without one."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 def unwrap(value: Any, prefixes: Mapping[str, str]) -> Any:

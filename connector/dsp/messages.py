@@ -2,6 +2,9 @@
 
 `read(body)` takes the compact form of the 2025-1 context, prefixed names, and expanded JSON-LD; unknown members are
 ignored. `to_wire()` writes the one form that the published schemas accept and the context expands as meant.
+
+`read_document` checks members by hand. Only tests use the JSON schemas in `dsp/schemas`, to check `to_wire()`;
+the contexts in it give `jsonld` the terms.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from connector import urls
 from connector.dsp import jsonld
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.errors import MessageInvalid, harmless
+from policies.odrl.strictjson import list_of
 
 ID_MAX = 255
 _TEXT_MAX = 2_000
@@ -267,7 +271,7 @@ def read_document(document: Any, *expected: type[M]) -> M:
         members["odrl:purpose"] = members[_PURPOSE]
     values = {entry.name: _read_field(entry.name, members, prefixes) for entry in fields(kind)}
     if kind is TransferRequestMessage:
-        values["from_edc"] = _EDC_CONTEXT in jsonld.listed(node.get("@context"))
+        values["from_edc"] = _EDC_CONTEXT in list_of(node.get("@context"))
     message = kind(**{name: value for name, value in values.items() if value is not None})
     for name in kind.REQUIRED:
         if not getattr(message, name):
@@ -291,7 +295,7 @@ def _read_field(name: str, members: Json, prefixes: Mapping[str, str]) -> Any:
     if name == "reason":
         return _read_reasons(raw)
     if name == "filter":
-        return tuple(jsonld.listed(raw))
+        return tuple(list_of(raw))
     value = jsonld.single(raw)
     if name in ("offer", "agreement"):
         return _read_object(value, wire)
@@ -315,7 +319,7 @@ def _read_object(value: Any, wire: str) -> Json:
 
 def _read_reasons(raw: Any) -> tuple[str, ...]:
     """Reasons of any JSON type, as at most 20 bounded texts."""
-    items = jsonld.listed(raw)[:_REASONS_MAX]
+    items = list_of(raw)[:_REASONS_MAX]
     return tuple(harmless(item if isinstance(item, str) else json.dumps(item))[:_TEXT_MAX] for item in items)
 
 
@@ -335,7 +339,7 @@ def _read_address(value: Json, prefixes: Mapping[str, str]) -> DataAddress:
 def _read_properties(value: Json) -> tuple[tuple[str, str], ...]:
     """The properties of an address with bare names. A name that also comes with EDC's prefix keeps its bare value."""
     found = []
-    for entry in jsonld.listed(value.get("endpointProperties")):
+    for entry in list_of(value.get("endpointProperties")):
         node = _read_object(entry, "endpointProperties")
         name, content = jsonld.single(node.get("name")), jsonld.single(node.get("value"))
         found.append((_read_text(name, "name", longest=_TEXT_MAX), content if isinstance(content, str) else ""))

@@ -121,6 +121,7 @@ class NegotiationService:
             wire = agreement_terms.received_offer_wire(asked, target=offer.dataset_id, compared_with=offer.policy)
             row = _new_row(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
+            row.verified = caller.proof()
             self._machine.is_repeat(tx, caller.id, message)
             tx.publish(_event_of(row, actor=caller.id, message=message.step, **caller.evidence()))
             sent = self._answer(tx, row, asked=asked, offer=offer, verdict=verdict)
@@ -154,6 +155,7 @@ class NegotiationService:
             wire = agreement_terms.received_offer_wire(policy, target=policy.target, compared_with={})
             row = _new_row(tx, CONSUMER, caller.id, address, policy.target, wire, auto_decisions.AUTO)
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
+            row.verified = caller.proof()
             self._machine.is_repeat(tx, caller.id, message)
             tx.negotiations.add(row)
             tx.publish(_event_of(row, actor=caller.id, message=message.step, **caller.evidence()))
@@ -182,6 +184,7 @@ class NegotiationService:
             judged = self._machine.take(tx, row, message)
             if judged is None:
                 return MessageResult(row, fresh=False)
+            row.verified = caller.proof()
             return MessageResult(row, tuple(self._accept(tx, row, message, read, judged, facts)))
 
         return await self._machine.write_or_record_refusal(work, caller=caller.id, message=message, pid=pid)
@@ -362,7 +365,7 @@ class NegotiationService:
     def _conclude(self, tx: Transaction, row: Negotiation) -> None:
         """Make the agreement final. At the provider this creates its grant."""
         agreement = tx.agreements.of(row.agreement_id, role=row.role)
-        agreement.finalized = True
+        agreement.finalized, agreement.verified = True, row.verified
         if row.role == PROVIDER:
             tx.agreements.add(GrantState(agreement_id=agreement.id, revoked_at=None))
         tx.publish(
@@ -371,7 +374,12 @@ class NegotiationService:
                 dataset=row.dataset_id,
                 agreement=agreement.id,
                 process=row.id,
-                detail={"role": row.role, "counterparty": row.counterparty, "policy": agreement.digest},
+                detail={
+                    "role": row.role,
+                    "counterparty": row.counterparty,
+                    "policy": agreement.digest,
+                    **({"verified": row.verified} if row.verified else {}),
+                },
             )
         )
 

@@ -15,6 +15,7 @@ from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.protocol_client import PeerAnswer, ProtocolClient, segment
 from connector.errors import NotFound, PeerNonsense, PeerRefused
 from connector.urls import read_url
+from policies.odrl.strictjson import list_of
 
 # From name or DID to a register entry; {} for a party that is no member, None where there is no register.
 Member = Callable[[str], Awaitable[Mapping[str, Any] | None]]
@@ -146,7 +147,7 @@ def _datasets(catalog: Json, participant: str) -> Iterator[Json]:
         node = waiting.popleft()
         members: dict[str, list[Any]] = {}
         for name, value in node.items():
-            members.setdefault(jsonld.term_of(name, prefixes), []).extend(jsonld.listed(value))
+            members.setdefault(jsonld.term_of(name, prefixes), []).extend(list_of(value))
         owners = (jsonld.single(jsonld.unwrap(each, prefixes)) for each in members.get("participantId", ()))
         if node is catalog or all(owner == participant for owner in owners):
             yield from (entry for entry in members.get("dataset", ()) if isinstance(entry, dict))
@@ -159,10 +160,10 @@ def read_dataset(node: Json, prefixes: Mapping[str, str]) -> ListedDataset:
     identifier = found.get("@id")
     if not isinstance(identifier, str) or not identifier:
         raise PeerNonsense("expected every dataset of a catalogue to have an @id, got a dataset without it")
-    distributions = [entry for entry in jsonld.listed(found.get("distribution")) if isinstance(entry, dict)]
+    distributions = [entry for entry in list_of(found.get("distribution")) if isinstance(entry, dict)]
     columns = [
         {f"{TERMS}name": entry} if isinstance(entry, str) else entry  # wide tables list only the names
-        for entry in jsonld.listed(found.get(f"{TERMS}columns"))
+        for entry in list_of(found.get(f"{TERMS}columns"))
         if isinstance(entry, dict | str)
     ]
     return ListedDataset(
@@ -172,7 +173,7 @@ def read_dataset(node: Json, prefixes: Mapping[str, str]) -> ListedDataset:
         theme=_text(found, f"{_DCAT}theme", "theme"),
         license=_text(found, f"{_DCT}license", "license"),
         columns=tuple((_text(entry, f"{TERMS}name"), _text(entry, f"{TERMS}type")) for entry in columns),
-        offers=tuple(entry for entry in jsonld.listed(found.get("hasPolicy")) if isinstance(entry, dict)),
+        offers=tuple(entry for entry in list_of(found.get("hasPolicy")) if isinstance(entry, dict)),
         formats=tuple(_text(entry, "format") for entry in distributions if _text(entry, "format")),
     )
 

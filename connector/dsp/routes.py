@@ -24,7 +24,7 @@ from connector.dsp.negotiation import NegotiationService
 from connector.dsp.process import MessageResult, new_pid
 from connector.dsp.protocol_client import VERSION
 from connector.dsp.transfer import TransferService
-from connector.errors import BadInput, Busy, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
+from connector.errors import BadInput, BodyTooLarge, Busy, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
 from connector.identity.principal import Principal
 from connector.outbox.sender import Sender
 from connector.store.tables import Outbox
@@ -41,11 +41,6 @@ _ERRORS: dict[str, type[messages.MessageWithReason]] = {
     "transfers": messages.TransferError,
 }
 _NOWHERE = "nothing here for you"
-
-
-class BodyTooLarge(BadInput):
-    status = 413
-    code = "body_too_large"
 
 
 class _Route(APIRoute):

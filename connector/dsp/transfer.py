@@ -11,11 +11,12 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from connector.dataplane.push.target import Target
+from connector import acting
+from connector.dataplane.push.target import JOB_PROPERTY, Target
 from connector.datasets import stored_policies
 from connector.dsp import agreement_terms, auto_decisions, messages, states
 from connector.dsp.jsonld import Json
@@ -71,6 +72,7 @@ _AS_HTTP = MappingProxyType({"grpc": "http", "grpc+tcp": "http", "grpc+tls": "ht
 AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
 AGREEMENT_ENDED = "agreement_ended"  # the code of refusals of later requests under it
 PUSH_AGAIN = "push_again"  # the code of a transfer whose push broke off, until it arrives or is given up
+_JOB = "hanse:job"  # of a queued request for a push to us: it becomes a property of the address, which has a secret
 _AGAIN = "push, to be sent again: "  # before its reason
 
 
@@ -336,7 +338,9 @@ class TransferService:
     async def _add_data_address(self, row: Outbox) -> Json | None:
         """The message as it leaves: with its address, if it starts a pull or requests a push to ourselves."""
         if row.message["@type"] == states.TRANSFER_REQUEST and self._is_push_to_us(row.message):
-            return {**row.message, "dataAddress": self._data_plane.receives(row.process).to_wire()}
+            message = {name: value for name, value in row.message.items() if name != _JOB}
+            address = _name_job(self._data_plane.receives(row.process), row.message.get(_JOB, ""))
+            return {**message, "dataAddress": address.to_wire()}
         if row.message["@type"] != states.START:
             return row.message
         return await self._store.read(lambda tx: self._complete_start(tx, row))
@@ -396,8 +400,11 @@ class TransferService:
         """
         if address:
             address = await self._peer.check(address)
+        doer = acting.current()
+        job = doer.job if doer else ""
         if data_address is not None:
             messages.check_data_address(data_address)
+            data_address = _name_job(data_address, job)
 
         def work(tx: Transaction) -> tuple[Transfer, Outbox]:
             agreement = tx.agreements.of(agreement_id, role=CONSUMER)
@@ -419,7 +426,9 @@ class TransferService:
             )
             if self._is_push_to_us(message.to_wire()):
                 self._data_plane.receives(row.id)  # fails now if this connector receives no pushes
-            return row, self._machine.send(tx, row, message, "/transfers/request")
+            queued = self._machine.send(tx, row, message, "/transfers/request")
+            queued.message = queued.message | ({_JOB: job} if job else {})
+            return row, queued
 
         row, sent = await self._store.write(work)
         self._sender.hand_over([sent])
@@ -738,6 +747,11 @@ def _check_in_force(tx: Transaction, agreement: Agreement) -> GrantState:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
     return grant
+
+
+def _name_job(address: DataAddress, job: str) -> DataAddress:
+    """An address of a push that names the job to the provider, as the header `hanse-job` does for a pull."""
+    return replace(address, properties=(*address.properties, (JOB_PROPERTY, job))) if job else address
 
 
 def _only_purpose(agreement: Agreement) -> str:

@@ -88,10 +88,10 @@ class Identity:
                 return Principal(participant)
         if scheme.lower() != "bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>`, got another scheme")
-        claims = await self._verify_token(token)
-        if self._verifier is None:
-            return Principal(claims["iss"])
-        return Principal(claims["iss"], await self._verifier.verify(claims["iss"], claims.get("token")))
+        verified = await self._verify_token(token)
+        issuer, access_token = verified.claims["iss"], verified.claims.get("token")
+        shown = () if self._verifier is None else await self._verifier.verify(issuer, access_token)
+        return Principal(issuer, shown, verified.key)
 
     async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
         """The participant that queries our credentials, and the access token that it presents.
@@ -104,6 +104,17 @@ class Identity:
             raise Unauthenticated("expected a self-issued token with an access token in the claim `token`")
         return claims["iss"], access_token
 
+    async def authenticate_holder(self, authorization: str | None) -> tuple[str, str]:
+        """The participant that requests credentials of us, and its access token for our delivery; empty without one.
+
+        Raises: Unauthenticated, Busy.
+        """
+        claims = await self._verify_bearer(authorization)
+        access_token = claims.get("token", "")
+        if not isinstance(access_token, str):
+            raise Unauthenticated("expected a self-issued token whose claim `token` is a text, if it has one")
+        return claims["iss"], access_token
+
     async def authenticate_issuer(self, authorization: str | None) -> str:
         """The participant that delivers or offers us credentials, by its token alone. Raises: Unauthenticated, Busy."""
         return str((await self._verify_bearer(authorization))["iss"])
@@ -112,9 +123,9 @@ class Identity:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme != "Bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
-        return await self._verify_token(token)
+        return (await self._verify_token(token)).claims
 
-    async def _verify_token(self, token: str) -> dict[str, Any]:
+    async def _verify_token(self, token: str) -> self_issued_token.VerifiedToken:
         return await self_issued_token.verify(
             token,
             audience=self.did,

@@ -20,7 +20,7 @@ from joserfc.jws import JWSRegistry
 
 from connector.errors import HanseError, Unauthenticated
 from connector.identity.did import DidResolver, address_of
-from connector.identity.self_issued_token import ALGORITHMS, public_key
+from connector.identity.signed_jwt import ALGORITHMS, public_key
 from connector.infra.net.http_client import HttpClient
 from connector.setting_types import port_hint
 from connector.telemetry import logger

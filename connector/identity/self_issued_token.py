@@ -11,27 +11,25 @@
 from __future__ import annotations
 
 import heapq
-import json
 import time
 import uuid
-from base64 import urlsafe_b64decode
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OKPKey
+from joserfc.jwk import ECKey
 
 from connector.errors import Busy, Unauthenticated
 from connector.identity.did import DID_MAX, DidResolver, host_of
+from connector.identity.signed_jwt import ALGORITHMS, LEEWAY, ReadJwt, public_key, read_jwt, seconds_of
 
-ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
+_WHAT = "a self-issued token"
 ACCESS_TYPE = "hanse-access+jwt"  # `typ` of our access tokens, which prove no identity
 _TOKEN_MAX = 8 * 2**10
 _LIFE = 60.0
 _LIFE_MAX = 900.0  # others sign for up to ten minutes
-_LEEWAY = 30.0
-_LATEST = 2.0**53  # the largest number of seconds that is accepted
 _SEEN_MAX = 100_000  # token ids of expected participants; and of all others together
 _OF_ONE_MAX = 50_000  # of an expected participant, or of a host of others
 _FORGOTTEN_AT_ONCE = 500  # a millisecond or two
@@ -51,6 +49,14 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
         **(claims or {}),
     }
     return jwt.encode(header, body, key, algorithms=["ES256"])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
+    """The claims of a valid token, and the thumbprint (RFC 7638) of the key that signed it."""
+
+    claims: dict[str, Any]
+    key: str
 
 
 class SharedReplays(Protocol):
@@ -96,7 +102,7 @@ class Replays:
         self._counts[expected][key] += 1
         self._totals[expected] += 1
         self._seen[issuer].add(jti)
-        heapq.heappush(self._ends, (expires + _LEEWAY, issuer, jti, expected))
+        heapq.heappush(self._ends, (expires + LEEWAY, issuer, jti, expected))
         return True
 
     def _forget(self, now: float) -> None:
@@ -126,18 +132,20 @@ async def verify(
     replays: Replays,
     shared: SharedReplays | None = None,
     now: float | None = None,
-) -> dict[str, Any]:
-    """The claims of a valid token. `replays` bounds what this process notes, and so what `shared` stores.
+) -> VerifiedToken:
+    """A valid token. `replays` bounds what this process notes, and so what `shared` stores.
 
     Raises: Unauthenticated, with a message that never holds the token; Busy.
     """
     at = time.time() if now is None else now
-    header, claims = _split_token(token)  # 1
-    issuer = _check_parties(header, claims, audience)  # 2
+    read = _read_token(token)  # 1
+    claims = read.claims
+    issuer = _check_parties(read, audience)  # 2
     _check_time(claims, at)  # 3
-    jwk = await resolver.key(issuer, header["kid"], purpose="capabilityInvocation")
+    jwk = await resolver.key(issuer, read.kid, purpose="capabilityInvocation")
     try:  # 4
-        jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
+        key = public_key(jwk)
+        jwt.decode(token, key, algorithms=list(ALGORITHMS))
     except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
     resolver.mark_proven(issuer)
@@ -146,51 +154,32 @@ async def verify(
     first = replays.note_first_use(  # 5
         issuer, claims["jti"], issued=issued, expires=expires, now=at, expected=expected
     )
-    if not first or (shared is not None and not await shared.note_first_use(issuer, claims["jti"], expires + _LEEWAY)):
+    if not first or (shared is not None and not await shared.note_first_use(issuer, claims["jti"], expires + LEEWAY)):
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
-    return claims
+    return VerifiedToken(claims, key.thumbprint())
 
 
 def claimed_issuer(token: str, *, audience: str) -> str:
     """The issuer that a token claims, without a check of its signature. Raises: Unauthenticated."""
-    return _check_parties(*_split_token(token), audience)
+    return _check_parties(_read_token(token), audience)
 
 
-def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
-    """The key object of a public JWK. Raises: Unauthenticated for anything but a public EC or OKP key."""
-    kind = jwk.get("kty")
-    if "d" not in jwk and kind == "EC":
-        return ECKey.import_key(jwk)
-    if "d" not in jwk and kind == "OKP":
-        return OKPKey.import_key(jwk)
-    raise Unauthenticated(f"expected a public EC or OKP key in the DID document, got kty {kind!r}")
-
-
-def _split_token(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    pieces = token.split(".")
-    if len(token) > _TOKEN_MAX or len(pieces) != 3:
-        raise Unauthenticated("expected a signed JWT of at most 8 kB as bearer token")
-    try:
-        header, claims = (json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4))) for piece in pieces[:2])
-    except (ValueError, RecursionError) as error:
-        raise Unauthenticated("expected a signed JWT as bearer token, got something else") from error
-    if not isinstance(header, dict) or not isinstance(claims, dict):
-        raise Unauthenticated("expected a signed JWT as bearer token, got something else")
-    if str(header.get("typ")).lower() == ACCESS_TYPE:
+def _read_token(token: str) -> ReadJwt:
+    read = read_jwt(token, what=_WHAT, longest=_TOKEN_MAX)
+    if read.typ == ACCESS_TYPE:
         raise Unauthenticated("expected a self-issued token, got an access token; send it in the claim `token`")
-    if header.get("alg") not in ALGORITHMS or not isinstance(header.get("kid"), str) or "crit" in header:
-        raise Unauthenticated(f"expected a token with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
-    return header, claims
+    return read
 
 
-def _check_parties(header: dict[str, Any], claims: dict[str, Any], audience: str) -> str:
+def _check_parties(read: ReadJwt, audience: str) -> str:
+    claims = read.claims
     issuer, audiences = claims.get("iss"), claims.get("aud")
     # A token for several audiences would be valid once at each: any of them could use it at the others.
     only = audiences[0] if isinstance(audiences, list) and len(audiences) == 1 else audiences
     if (
         not isinstance(issuer, str)
         or claims.get("sub") != issuer
-        or header["kid"].partition("#")[0] not in (issuer, "")
+        or read.signer not in (issuer, "")
         or len(issuer) > DID_MAX
     ):
         raise Unauthenticated(
@@ -206,18 +195,18 @@ def _check_parties(header: dict[str, Any], claims: dict[str, Any], audience: str
 
 
 def _check_time(claims: dict[str, Any], now: float) -> None:
-    issued, expires = _seconds(claims, "iat"), _seconds(claims, "exp")
-    if not issued - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LIFE_MAX:
+    issued, expires = _read_seconds(claims, "iat"), _read_seconds(claims, "exp")
+    if not issued - LEEWAY <= now < expires + LEEWAY or expires - issued > _LIFE_MAX:
         raise Unauthenticated(
             f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds; check the clocks "
             "of both sides"
         )
-    if "nbf" in claims and now < _seconds(claims, "nbf") - _LEEWAY:
+    if "nbf" in claims and now < _read_seconds(claims, "nbf") - LEEWAY:
         raise Unauthenticated("the token is not valid yet; check the clocks of both sides")
 
 
-def _seconds(claims: dict[str, Any], name: str) -> float:
-    value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LATEST:
-        raise Unauthenticated(f"expected a token whose {name} is a number of seconds")
-    return float(value)
+def _read_seconds(claims: dict[str, Any], name: str) -> float:
+    seconds = seconds_of(claims, name, what=_WHAT)
+    if seconds is None:
+        raise Unauthenticated(f"expected {_WHAT} with {name}, a number of seconds")
+    return seconds

@@ -48,6 +48,11 @@ class AgreementView(BaseModel):
         description="Of one that is ours to keep: why nothing is served under it, and what to do; then there may be "
         "neither words nor contracts.",
     )
+    verified: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What proved the identity of the counterparty as it was concluded: `holder`, `key` (thumbprint) "
+        "and `credentials`; empty in older agreements.",
+    )
 
 
 class RevokedView(AgreementView):
@@ -87,6 +92,7 @@ def _fields(row: Agreement) -> dict[str, Any]:
         "signed_at": row.signed_at,
         "ended_at": row.ended_at,
         "end_reason": row.end_reason,
+        "verified": row.verified,
     }
 
 

@@ -13,7 +13,14 @@ from connector.datasets.registration import Description, Registration, Registrat
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, find_position_clash, remote_source
 from connector.errors import NotFound
-from connector.events import DatasetRegistered, DatasetVersioned, RawDataViewed, ReadEnded, ReadStarted
+from connector.events import (
+    DatasetDescribed,
+    DatasetRegistered,
+    DatasetVersioned,
+    RawDataViewed,
+    ReadEnded,
+    ReadStarted,
+)
 from connector.management.notify.long_poll import run_unless_gone
 from connector.management.offers import check_party
 from connector.management.sign_on.auth import Caller, Tokens
@@ -42,6 +49,21 @@ class NewDataset(BaseModel):
         False,
         description="Register although it differs by few units from a removed dataset of this name.",
     )
+
+
+class DatasetTexts(BaseModel):
+    """The texts on a dataset, all of them: an empty one is removed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = Field("", max_length=300, description="Empty: the dataset's name.")
+    description: str = Field("", max_length=10_000)
+    keywords: list[Annotated[str, Field(max_length=100)]] = Field(default_factory=list, max_length=100)
+    theme: str = Field("", max_length=200)
+    license: str = Field("", max_length=300)
+
+    def to_description(self) -> Description:
+        return Description(**{**self.model_dump(), "keywords": tuple(self.keywords)})
 
 
 class NewVersion(BaseModel):
@@ -167,6 +189,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     reader = Depends(tokens.require_raw("read"))
     registrar = Depends(tokens.require_raw("owner", DatasetRegistered))
     renewer = Depends(tokens.require_raw("owner", DatasetVersioned))
+    describer = Depends(tokens.require_raw("owner", DatasetDescribed))
     viewer = Depends(tokens.require_raw("owner", RawDataViewed, ReadStarted, ReadEnded))
 
     @routes.post("", status_code=201, summary="Register a dataset; it is hidden from consumers until it has an offer")
@@ -213,6 +236,10 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     async def renew(name: str, new: NewVersion, request: Request, caller: Caller = renewer) -> DatasetView:
         work = registry.renew(name, new.path, by=caller.name, accept=new.accept)
         return view(*await run_unless_gone(request, work), raw=True)
+
+    @routes.put("/{name}/texts", summary="Replace title, description, keywords, theme and licence")
+    async def describe(name: str, texts: DatasetTexts, caller: Caller = describer) -> DatasetView:
+        return view(*await registry.describe(name, texts.to_description(), by=caller.name), raw=True)
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:

@@ -87,6 +87,7 @@ class SignOnSession(ConnectorTable):
     """A session of a person who logged in at a provider; only the SHA-256 of its text is stored.
 
     It lasts no longer than the ID token. `subject` is issuer and subject, `sid` the provider's session if it has one.
+    `id_token` is sealed (decision 88).
     """
 
     __tablename__ = "sign_on_session"
@@ -173,6 +174,8 @@ class Negotiation(ConnectorTable):
     code: Mapped[str] = mapped_column(_Key, default="")  # machine-readable reason of the state
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")
+    # What proved the counterparty's identity in its last message (`Principal.proof`).
+    verified: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
@@ -202,6 +205,8 @@ class Agreement(ConnectorTable):
     signed_at: Mapped[float]
     # The provider's dataset version at signing. Empty at the consumer and in agreements older than this column.
     version: Mapped[str] = mapped_column(_Key, default="", server_default="")
+    # What proved the counterparty's identity as the agreement became final. Empty in agreements older than this column.
+    verified: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     finalized: Mapped[bool] = mapped_column(Boolean, default=False)
     ended_at: Mapped[float | None]
     end_reason: Mapped[str] = mapped_column(default="")

@@ -12,13 +12,13 @@ from typing import Any
 
 from connector.errors import BadInput
 from connector.identity.credentials.rules import FactRule
-from connector.identity.credentials.signed_jwt import list_of
 from connector.identity.credentials.verifier import Verifier
 from connector.identity.principal import VerifiedCredential
 from connector.telemetry import logger
 from connector.usage.fact_collector import check_value
 from policies import vocabulary
 from policies.evaluation.evaluate import Fact
+from policies.odrl.strictjson import list_of
 
 _SUPPLIERS = {"register", "owner"}  # a credential can say what one of these can; never identity, purpose or counters
 _VALUES_MAX = 64
@@ -66,7 +66,7 @@ def _values(key: str, rule: FactRule, credential: VerifiedCredential) -> Iterato
     )
     for text in texts[:_VALUES_MAX]:
         try:
-            yield check_value(key, text)
+            yield check_value(key, rule.prefix + text)
         except BadInput as error:
             _log.info("credential_value_left_out", credential=credential.id, fact=key, why=error.message)
 

@@ -63,7 +63,7 @@ def list_duties(tx: Transaction, agreement: Agreement, *, now: float) -> list[Du
     Raises: Refused if the policy is not understood any more.
     """
     policy = stored_policies.read_agreement_policy(agreement)
-    happened = _happened(tx, agreement, policy, now)
+    happened = _read_event_times(tx, agreement, policy, now)
     given = tx.duties.list_evidence(agreement.id, role=agreement.role)
     return [_duty_status(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
 
@@ -188,7 +188,7 @@ def _duties(policy: Policy) -> Iterator[tuple[str, Duty]]:
         yield f"/obligation/{index}", duty
 
 
-def _happened(tx: Transaction, agreement: Agreement, policy: Policy, now: float) -> dict[str, float]:
+def _read_event_times(tx: Transaction, agreement: Agreement, policy: Policy, now: float) -> dict[str, float]:
     """The times (UTC seconds) of past events that duties refer to."""
     found: dict[str, float] = {}
     end = rules.agreement_end(policy)

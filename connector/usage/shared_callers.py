@@ -24,7 +24,7 @@ class SharedCallers:
         row = await self._store.read(lambda tx: tx.callers.find_presented(holder))
         return None if row is None else Presented(row.at, tuple(row.credentials))
 
-    async def put(self, holder: str, presented: Presented, *, until: float) -> None:
+    async def store_presented(self, holder: str, presented: Presented, *, until: float) -> None:
         """Store what `holder` presented, unless something later is stored. It is deleted after `until`."""
         await self._store.write(
             lambda tx: tx.callers.store_presented(holder, presented.credentials, at=presented.at, until=until)

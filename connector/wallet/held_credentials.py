@@ -13,8 +13,8 @@ from connector.errors import BadInput, Unauthenticated
 from connector.events import CredentialStored
 from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
 from connector.identity.credentials.scopes import Scope
-from connector.identity.credentials.signed_jwt import ReadJwt, read_jwt, verify_jwt
 from connector.identity.did import DidResolver
+from connector.identity.signed_jwt import ReadJwt, read_jwt, verify_jwt
 from connector.store import Store, Transaction
 from connector.store.tables import HeldCredential
 from connector.wallet.credential_requests import check_delivery, note_delivery

@@ -16,9 +16,9 @@ from connector.errors import BadInput, Forbidden
 from connector.events import CredentialOffered
 from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.credentials.scopes import Scope
-from connector.identity.credentials.signed_jwt import ReadJwt
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
+from connector.identity.signed_jwt import ReadJwt
 from connector.store import Store
 from connector.telemetry import logger
 from connector.wallet.credential_requests import check_delivery, note_delivery

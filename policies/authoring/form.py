@@ -161,7 +161,6 @@ OPERATOR_ORDER = (
     "hasPart",
     "isA",
 )
-PERIODS = ("year", "quarter", "month", "week", "day", "hour")  # what a day or a time is generalised to
 EVENT = ds("event/")
 _SPAN = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y|hours?|days?|weeks?|months?|years?)", re.ASCII)
 _UNITS = {"h": "PT{}H", "d": "P{}D", "w": "P{}W", "m": "P{}M", "y": "P{}Y"}

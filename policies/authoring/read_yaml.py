@@ -15,7 +15,6 @@ from policies.authoring.form import (
     LIMITS,
     MASKS,
     PARTY_WORDS,
-    PERIODS,
     ColumnRules,
     DutyLine,
     MaskLine,
@@ -28,6 +27,7 @@ from policies.authoring.form import (
     parse_span,
 )
 from policies.authoring.yaml_lines import YamlItem, describe_item, error_at, load_yaml, unknown_word
+from policies.contracts.contract import PERIODS
 from policies.errors import PolicyUnreadable
 from policies.evaluation import values
 from policies.vocabulary import expand

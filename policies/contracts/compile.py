@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from policies.contracts import columns, lowering, masks
 from policies.contracts.contract import (
+    PERIODS,
     Column,
     Connected,
     DataContract,
@@ -342,9 +343,6 @@ def _compile_plugin_mask(word: masks.MaskWord, found: Column, argument: str | No
         raise undecided_error(path, f"mask {word.name} of {found.name} ({found.type}): {wrong}") from None
 
 
-_PERIODS = ("year", "quarter", "month", "week", "day", "hour")
-
-
 def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bool) -> Scalar:
     """Return the typed argument of a mask.
 
@@ -364,8 +362,8 @@ def _parse_argument(kind: MaskKind, type_: str, argument: str | None, *, new: bo
             raise ValueError("only numbers can be rounded")
         return _parse_bounded(argument, low=-30, high=30, what="digits after the point")
     if family in columns.TEMPORAL:
-        if argument not in _PERIODS:
-            raise ValueError(f"expected one of {', '.join(_PERIODS)}, got {argument!r}")
+        if argument not in PERIODS:
+            raise ValueError(f"expected one of {', '.join(PERIODS)}, got {argument!r}")
         return argument
     if family not in columns.NUMERIC:
         raise ValueError("only numbers, days and times can be generalised; use truncate for texts")

@@ -44,7 +44,7 @@ def find_conflicts(mine: ActivePolicy, others: Iterable[ActivePolicy]) -> Iterat
     for code, (level, sentence) in _SENTENCES.items():
         if names := found.get(code):
             path = next(iter(names.values()))
-            message = sentence.format(mine=f"{path} of {mine.name}", others=_join_names(list(names)))
+            message = sentence.format(mine=mine.name, others=_join_names(list(names)))
             yield LintProblem("error" if level == "error" else "warning", path, code, message)
 
 

@@ -13,6 +13,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+PERIODS = ("year", "quarter", "month", "week", "day", "hour")  # what a day or a time is generalised to
+
 Scalar: TypeAlias = str | int | float | bool | None
 
 
@@ -44,7 +46,7 @@ class MaskKind(StrEnum):
 class Mask:
     column: str
     kind: MaskKind | str  # a text is the name of a plugin's mask
-    argument: Scalar = None  # characters for truncate, digits for round, bin width for generalise
+    argument: Scalar = None  # characters (truncate), digits (round), bin width or one of PERIODS (generalise)
 
 
 @dataclass(frozen=True, slots=True)

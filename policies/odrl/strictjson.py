@@ -37,3 +37,10 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise DuplicateMember(name)
             seen.add(name)
     return node
+
+
+def list_of(value: object) -> list[Any]:
+    """Return the values of a member that may be single or a list (JSON-LD 1.1, section 4.4); None is empty."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -67,7 +67,7 @@ def _constraint(constraint: Constraint, path: str, place: str, problems: dict[st
     phrase = phrases.constraint(constraint)
     if place == "prohibition":
         return ReportLine(path, tier, enforced_by, f"This prohibition applies when {phrase}.")
-    if _is_about_answer(constraint):
+    if is_about_answer(constraint):
         return ReportLine(path, tier, enforced_by, f"The owner's engine makes sure that {phrase}.")
     return ReportLine(path, tier, enforced_by, f"This holds only if {phrase}.")
 
@@ -89,7 +89,8 @@ def _describe_enforcer(enforcer: str) -> str:
     return ENFORCERS.get(enforcer, enforcer) if enforcer else CONTRACT_ONLY
 
 
-def _is_about_answer(constraint: Constraint) -> bool:
+def is_about_answer(constraint: Constraint) -> bool:
+    """Whether the owner's engine enforces a constraint by itself, as it shapes each answer."""
     found = (vocabulary.operand(atom.left) for _, atom in unknown_terms.walk_constraint(constraint, ""))
     return all(operand is not None and operand.by_engine for operand in found)
 

@@ -74,17 +74,26 @@ A plugin is one file in an installed distribution, named by the entry point `han
 | `OPERANDS` | `policies.vocabulary.Operand` entries: name (an IRI of yours), type, operators, phase, tier, `sources` |
 | `ACTIONS` | `policies.vocabulary.Action` entries; an action of a plugin rests on the contract, so none is technical |
 | `LOWER` | operand IRI to a function of (draft, atom, path): makes a condition on the answer part of the contract |
-| `MASKS` | `masks.MaskWord` entries: the columns a mask is for, how its argument is read, the SQL it becomes |
+| `MASKS` | `policies.contracts.masks.MaskWord` entries: its columns, how its argument is read, its SQL |
 | `SOURCES` | name of a source of facts to its description in refusals |
-
-A source of facts about participants is an object named by the entry point `hanse.fact_sources`, with `NAME`, `HELP`,
-`SUPPLIES` (the words it may supply, and no others) and `async def facts(participant)`, which gives
-`evaluate.Fact` values with their source and expiry. A source that fails or takes over two seconds supplies
-nothing. Plugins cannot supply membership, identity, purpose, time and counters.
 
 A word that is declared technical without code that enforces it is refused when the connector starts, and so is a
 technical word that rests on claims of others: declare it attested. `tests/policies/test_plugins.py` has a whole plugin.
+
+## A source of facts of your own
+
+A source of facts about participants is an object named by the entry point `hanse.fact_sources`, with `NAME`, `HELP`,
+`SUPPLIES` (the words it may supply, and no others) and `async def facts(participant)`, which gives
+`policies.evaluation.evaluate.Fact` values with their source and expiry. A source that fails or takes over two seconds
+supplies nothing. Plugins cannot supply membership, identity, purpose, time and counters.
 """
+
+# Known to a connector with rules for credentials only (`connector.usage.credential_facts`).
+_CREDENTIAL = "credential"
+_CREDENTIAL_ROW = (
+    f"| {_CREDENTIAL} | a credential that the party presents, of an issuer that the owner lists | words of `register` "
+    "or `owner` that `HANSE_CREDENTIAL_RULES` names |"
+)
 
 
 def write_page() -> str:
@@ -132,9 +141,12 @@ def _source_rows() -> Iterator[str]:
     yield "| source | who | words |"
     yield "|---|---|---|"
     for name, who in vocabulary.SOURCES.items():
+        if name == _CREDENTIAL:
+            continue
         words = [compact(one.name) for one in vocabulary.OPERANDS.values() if name in one.sources]
         words += [key for key, names in vocabulary.OTHER_FACTS.items() if name in names]
         yield f"| {name} | {who} | {', '.join(f'`{word}`' for word in words)} |"
+    yield _CREDENTIAL_ROW
 
 
 def _action_rows(actions: Iterable[Action]) -> Iterator[str]:

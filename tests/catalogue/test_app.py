@@ -89,7 +89,7 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
         result = await asyncio.to_thread(CliRunner().invoke, commands, words)
         return result.exit_code, result.output
 
-    assert await run("migrate") == (0, "schema 0002 (was empty)\n")
+    assert await run("migrate") == (0, "schema 0003 (was empty)\n")
     assert await run("member", "add", north.did, "north", "--country", "DE", "--url", north.url) == (
         0,
         f"north ({north.did}) is a member\n",
@@ -109,6 +109,36 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
     assert await run("member", "list") == (0, "no members yet; `hanse catalogue member add DID NAME` admits one\n")
     assert (await run("member", "list", "--json"))[1] == "[]\n"
     assert (await run("member", "remove", "north"))[0] == 4
+
+
+@pytest.mark.usefixtures("environment")
+async def test_credentials_are_shown_on_the_command_line(north: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(*words: str) -> tuple[int, str]:
+        result = await asyncio.to_thread(CliRunner().invoke, commands, words)
+        return result.exit_code, result.output
+
+    await run("migrate")
+    await run("member", "add", north.did, "north", "--url", north.url)
+    assert await run("member", "credentials", "north") == (0, "")
+    code, says = await run("member", "credentials", "north", "--issue")
+    assert (code, "HANSE_ISSUER_TYPES" in says) == (1, True)
+    monkeypatch.setenv("HANSE_ISSUER_TYPES", "MembershipCredential")
+    code, says = await run("member", "credentials", "north", "--issue")
+    assert (code, says) == (0, "RECEIVED   MembershipCredential-vc11  attempts 0  \n")
+    found = json.loads((await run("member", "credentials", "north", "--json"))[1])
+    assert [one["status"] for one in found["requests"]] == ["RECEIVED"]
+    await run("member", "remove", "north")
+    code, says = await run("member", "credentials", north.did)
+    assert (code, says) == (0, "REJECTED   MembershipCredential-vc11  attempts 0  the membership ended\n")
+    assert (await run("member", "credentials", "south"))[0] == 4
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("types", ["Membership Credential", "a:b", "A,A", "9x", ",".join(f"T{n}" for n in range(17))])
+def test_types_of_credentials_are_checked(types: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANSE_ISSUER_TYPES", types)
+    result = CliRunner().invoke(commands, ["migrate"])
+    assert (result.exit_code, "HANSE_ISSUER_TYPES: expected" in result.output) == (2, True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from hanse._transport.workload import WorkloadToken
 from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset
 from hanse.errors import BadInput, Broken, Unauthenticated
+from joserfc import jwt
+from joserfc.jwk import import_key
 
 from tests.client.support import Asked, Connector, batch, chunked, complete, connector, ipc
 from tests.support.own_name import changed
@@ -203,3 +206,72 @@ def test_a_pickled_one_holds_no_token(place: Connector) -> None:
         sent = pickle.dumps(space)
     assert (b"t-1" in sent, b"head.body" in sent) == (False, False)
     assert pickle.loads(sent).me() == {"caller": "trainer"}
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The key file of the service `pipeline`, which goes before the job's file."""
+    file = tmp_path / "key.json"
+    workload.make_key(file)
+    monkeypatch.setenv("HANSE_CLIENT_ID", "pipeline")
+    monkeypatch.setenv("HANSE_CLIENT_KEY", str(file))
+    return file
+
+
+def test_a_service_signs_a_new_assertion_for_each_exchange(place: Connector, clock: list[float], key: Path) -> None:
+    with hanse.connect(place.url) as space:
+        for _ in range(2):
+            assert space.me()["caller"] == "trainer"
+            clock[0] += LIFETIME
+        sent = pickle.dumps(space)
+    asked = [one for one in place.asked if one.path == "/oauth/token"]
+    forms = [one.body for one in asked]
+    claims = [jwt.decode(form["client_assertion"], _load(key)).claims for form in forms]
+    assert {(one["iss"], one["sub"], one["aud"]) for one in claims} == {
+        ("pipeline", "pipeline", f"{place.url}/api/v1/oauth/token")
+    }
+    assert [one["exp"] - one["iat"] for one in claims] == [60, 60]
+    assert len({one["jti"] for one in claims}) == 2
+    assert {(form["grant_type"], form["job"]) for form in forms} == {("client_credentials", "job-7")}
+    assert json.loads(key.read_text())["d"].encode() not in sent
+
+
+def _load(file: Path) -> Any:
+    return import_key(json.loads(file.read_text()))
+
+
+def test_half_of_a_service_is_refused(place: Connector, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HANSE_CLIENT_ID")
+    with pytest.raises(BadInput, match="HANSE_CLIENT_ID with HANSE_CLIENT_KEY"):
+        hanse.connect(place.url)
+
+
+def test_a_key_that_others_can_read_is_not_used(place: Connector, key: Path) -> None:
+    key.chmod(0o640)
+    with hanse.connect(place.url) as space, pytest.raises(BadInput, match="chmod 600"):
+        space.me()
+    assert place.asked == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"kty": "oct", "k": "YQ"}', '{"kty": "EC"}', "[" * 9_000])
+def test_a_file_without_a_private_key_is_refused(place: Connector, key: Path, text: str) -> None:
+    key.write_text(text)
+    with hanse.connect(place.url) as space, pytest.raises(BadInput, match="expected a private JWK"):
+        space.me()
+    assert place.asked == []
+
+
+def test_a_public_key_signs_nothing(place: Connector, key: Path) -> None:
+    key.write_text(json.dumps(_load(key).as_dict(private=False)))
+    with hanse.connect(place.url) as space, pytest.raises(BadInput, match="expected a private JWK"):
+        space.me()
+
+
+def test_a_new_key_is_for_its_owner_alone_and_replaces_nothing(tmp_path: Path) -> None:
+    file, link = tmp_path / "new.json", tmp_path / "link.json"
+    link.symlink_to(tmp_path / "elsewhere.json")
+    public = workload.make_key(file)
+    assert (file.stat().st_mode & 0o777, "d" in public["keys"][0]) == (0o600, False)
+    for taken in (file, link):
+        with pytest.raises(BadInput, match="name a new file"):
+            workload.make_key(taken)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,25 +11,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
+from joserfc.jwk import ECKey
 
-from connector.app import management_app
 from connector.audit.log import Filter
-from connector.services import Services
-from tests.connector.console.support import console
-from tests.support import npm
-from tests.support.ports import free_range
-
-VERSION = "9.13.3"
-SCRIPT = Path(__file__).parents[1] / "support" / "openid_provider.mjs"
-FILE = """providers:
-- name: clinic
-  issuer: http://127.0.0.1:{port}
-  client_id: hanse
-  client_secret: a-secret-of-the-test-alone-0123456789
-  scopes: openid profile
-  roles: {{data-team: owner, board: approver, revision: auditor}}
-"""
+from tests.support.openid_console import SignOnPlace, sign_on_place
 
 
 @dataclass
@@ -60,64 +43,10 @@ class Browser:
         return await self.submit(consent)
 
 
-@dataclass
-class Place:
-    """A running console and a running provider."""
-
-    base: str
-    issuer: str
-    parts: Services
-
-
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    folder, first = npm.installed("oidc-provider", VERSION), free_range(2)
-    base, issuer = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{first + 1}"
-    file = tmp_path / "providers.yaml"
-    file.write_text(FILE.format(port=first + 1))
-    file.chmod(0o600)
-    settings = {"sign_on": file, "management_url": base, "allow_private": "127.0.0.0/8", "insecure_http": True}
-    made = console(tmp_path, **settings)
-    try:
-        async with provider(folder, first + 1, base), served(made.parts, first):
-            yield Place(base, issuer, made.parts)
-    finally:
-        await made.http.aclose()
-        await made.parts.net.close()
-        made.parts.store.close()
-
-
-@asynccontextmanager
-async def provider(folder: Path, port: int, base: str) -> AsyncIterator[None]:
-    """The provider, from its first word to the end of the block."""
-    script = folder / "provider.mjs"  # a module finds others from where it stands
-    shutil.copy(SCRIPT, script)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("node", str(script), str(port), base, stdout=pipe, stderr=pipe)
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(60):
-            while b"listening" not in (line := await process.stdout.readline()):
-                assert line, "the provider ended"
-        yield
-    finally:
-        process.kill()
-        await process.communicate()
-
-
-@asynccontextmanager
-async def served(parts: Services, port: int) -> AsyncIterator[None]:
-    config = uvicorn.Config(management_app(parts), host="127.0.0.1", port=port, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    try:
-        async with asyncio.timeout(60):
-            while not server.started:
-                await asyncio.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        await running
+async def place(tmp_path: Path) -> AsyncIterator[SignOnPlace]:
+    async with sign_on_place(tmp_path) as made:
+        yield made
 
 
 @asynccontextmanager
@@ -134,7 +63,7 @@ PEOPLE = [
 
 
 @pytest.mark.e2e
-async def test_owner_approver_and_auditor_log_in_and_out_at_the_provider(place: Place) -> None:
+async def test_owner_approver_and_auditor_log_in_and_out_at_the_provider(place: SignOnPlace) -> None:
     for person, scopes in PEOPLE:
         async with browser() as one:
             page = await one.log_in(place.base, person)
@@ -152,7 +81,7 @@ async def test_owner_approver_and_auditor_log_in_and_out_at_the_provider(place: 
 
 
 @pytest.mark.e2e
-async def test_logging_out_in_the_console_logs_out_at_the_provider(place: Place) -> None:
+async def test_logging_out_in_the_console_logs_out_at_the_provider(place: SignOnPlace) -> None:
     async with browser() as one:
         await one.log_in(place.base, "ada.data-team")
         page = await one.http.post(f"{place.base}/logout", headers={"sec-fetch-site": "same-origin"})
@@ -165,7 +94,7 @@ async def test_logging_out_in_the_console_logs_out_at_the_provider(place: Place)
 
 
 @pytest.mark.e2e
-async def test_a_person_without_a_role_and_a_replayed_code_are_refused(place: Place) -> None:
+async def test_a_person_without_a_role_and_a_replayed_code_are_refused(place: SignOnPlace) -> None:
     async with browser() as one:
         refused = await one.log_in(place.base, "eve.strangers")
         assert (refused.status_code, "sign-on failed" in refused.text.lower()) == (401, True)
@@ -175,3 +104,11 @@ async def test_a_person_without_a_role_and_a_replayed_code_are_refused(place: Pl
     records = await place.parts.log.page(Filter(outcome="refused"), before=None, limit=50)
     reasons = " ".join(record.text for record in records)
     assert ("gives a role" in reasons, "cookie of a login" in reasons) == (True, True)
+
+
+@pytest.mark.e2e
+async def test_a_console_with_a_key_instead_of_a_secret_is_let_in_by_the_provider(tmp_path: Path) -> None:
+    key = ECKey.generate_key("P-256", auto_kid=True)
+    async with sign_on_place(tmp_path, key) as place, browser() as one:
+        page = await one.log_in(place.base, "ada.data-team")
+        assert (page.status_code, "Logged in" in page.text) == (200, True), page.text

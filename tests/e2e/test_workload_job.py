@@ -19,6 +19,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
 from tests.support.processes import Process, two
+from tests.support.waiting import eventually
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 POD = "system:serviceaccount:training:trainer"
@@ -119,7 +120,10 @@ def test_a_stream_outlives_three_tokens_and_both_logs_have_the_signed_job(
                     batches = iter(stream)
                     rows = read_until_renewed(space, batches, south, cluster)
                     rows += sum(batch.num_rows for batch in batches)
-            assert rows == ROWS  # in parts where a ticket of the owner ended: a new one needs a new token
+                space.api.post("/transfers", {"agreement_id": agreement, "format": "HttpData-PUSH"})
+                eventually(lambda: len(records(north, "ReadEnded")) == 2)
+            assert (rows, stream.reopened) == (ROWS, 0)  # one read, under fresh tickets of the owner
+            assert [bool(body["detail"].get("to")) for body in records(north, "ReadStarted")].count(True) == 1  # pushed
             assert exchanges(south) > LIFETIMES
             assert {body["job"] for body in records(north, "ReadStarted") + records(north, "ReadEnded")} == {"pod-7"}
             taken = receipts(south)

@@ -1,7 +1,7 @@
-"""The profile `dcp`: both sides have a did:web, and credentials of one issuer. No token is fixed or mocked.
+"""The profile `dcp`: both sides have a did:web and a credential. No token is fixed or mocked.
 
-EDC's wallet is an IdentityHub, which signs its tokens and presents its credential; Hanse has its own. The issuer signs
-credentials and a status list, and is a test's (`tests/support/issuer.py`).
+EDC's wallet is an IdentityHub, which signs its tokens and presents its credential; Hanse has its own. EDC's credential
+is of a test's issuer (`tests/support/issuer.py`), Hanse's is delivered by a Hanse catalogue that admits it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -21,10 +22,13 @@ from joserfc.jwk import ECKey
 from tests.interop import steps
 from tests.interop.edc import Edc, Runtime
 from tests.interop.files import Files
-from tests.support.issuer import TYPE, Issuer, import_credential
+from tests.support.issuer import TYPE, Issuer
+from tests.support.processes import Process, catalogue_process
+from tests.support.waiting import eventually
 from tests.tck.product import Place, Product, free_port
 
 LIST_SECONDS, PRESENTATION_SECONDS = 3.0, 2  # how long copies of the status list and presentations count
+CATALOGUE_LIST_SECONDS = 5
 CONTEXTS = ("credentials", "identity", "did", "sts", "version")
 FACTS = {
     "ds:membership": {"credential": TYPE, "value": "active"},
@@ -66,7 +70,7 @@ class Hub:
             }
         )
 
-    def settings_of_edc(self, issuer: Issuer) -> dict[str, object]:
+    def settings_of_edc(self, catalogue: str) -> dict[str, object]:
         """How EDC uses it."""
         return {
             "edc.iam.issuer.id": self.participant,
@@ -74,13 +78,14 @@ class Hub:
             "edc.iam.sts.oauth.token.url": f"{self.runtime.url('sts')}/token",
             "edc.iam.sts.oauth.client.id": self.participant,
             "edc.iam.credential.revocation.mimetype": "application/json",
-            "edc.iam.trusted-issuer.office.id": issuer.did,
+            "edc.iam.credential.revocation.cache.validity": 1_000,
+            "edc.iam.trusted-issuer.space.id": catalogue,
             "interop.secret": self.secret,
         }
 
 
-def settings_of_hanse(directory: Path, issuer: Issuer, edc: str) -> dict[str, str]:
-    """Hanse presents its credential, and asks EDC for its own."""
+def settings_of_hanse(directory: Path, issuer: Issuer, edc: str, catalogue: str) -> dict[str, str]:
+    """Hanse presents its credential, which a catalogue delivers, and asks EDC for its own."""
     rules = {
         "issuers": {issuer.did: [TYPE]},
         "scopes": [TYPE],
@@ -90,7 +95,23 @@ def settings_of_hanse(directory: Path, issuer: Issuer, edc: str) -> dict[str, st
         "peers": {edc: {"keys_for_all_purposes": True}},
     }
     (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
-    return {"CREDENTIAL_RULES": str(directory / "rules.yaml"), "CREDENTIAL_SCOPES": TYPE}
+    holding = {"CREDENTIAL_SCOPES": TYPE, "CREDENTIAL_ISSUERS": catalogue}
+    return {"CREDENTIAL_RULES": str(directory / "rules.yaml"), **holding}
+
+
+def admit(catalogue: Process, participant: str) -> None:
+    """Admit Hanse to the catalogue's data space, and wait for the delivery of its credential."""
+    client = catalogue.api()
+    client.post("/members", {"id": participant, "name": "hanse"})
+    eventually(lambda: client.get("/credentials?member=hanse")["requests"][0]["status"] == "ISSUED")
+    client.close()
+
+
+def set_status(catalogue: Process, status: str) -> None:
+    """Suspend Hanse, or lift its suspension."""
+    client = catalogue.api()
+    client.call("PATCH", "/members/hanse", {"status": status})
+    client.close()
 
 
 @asynccontextmanager
@@ -98,6 +119,9 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
     """Both connectors with their wallets, not seeded yet."""
     files = Files(free_port())
     issuer = Issuer(files.url, list_seconds=LIST_SECONDS)
+    catalogue = catalogue_process(
+        directory / "catalogue", free_port(), ISSUER_TYPES=TYPE, ISSUER_STATUS_SECONDS=str(CATALOGUE_LIST_SECONDS)
+    )
     files.app.include_router(issuer.router())
     place = Place(directory, free_port(), free_port())
     async with (
@@ -106,18 +130,21 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
     ):
         hub = Hub(directory, classes["hub"], http)
         edc = Edc(directory, classes["dcp"], http, hub.participant)
-        edc.more = hub.settings_of_edc(issuer)
-        hanse = Product(place, {}, operator, settings_of_hanse(directory, issuer, hub.participant))
+        edc.more = hub.settings_of_edc(catalogue.participant)
+        settings = settings_of_hanse(directory, issuer, hub.participant, catalogue.participant)
+        hanse = Product(place, {}, operator, settings)
         space = steps.Space(edc, hanse, http, directory, f"{edc.protocol}/2025-1", f"{files.url}/files", files.sunk)
         credential, index = issuer.issue(hub.participant, steps.MEMBER)
         space.withdraw = lambda: issuer.revoked.add(index)
+        space.set_status = partial(set_status, catalogue)
         space.issue = lambda holder: issuer.issue(holder, {"name": "catalogue"})[0]
         async with files.serving():
             try:
                 await hub.start(issuer, credential)
                 async with space.started():
-                    membership, _ = issuer.issue(place.participant, {"name": "hanse"})
-                    await asyncio.to_thread(import_credential, membership, directory / "hanse.jwt", hanse.environment)
+                    await asyncio.to_thread(catalogue.start)
+                    await asyncio.to_thread(admit, catalogue, place.participant)
                     yield space
             finally:
+                catalogue.kill()
                 hub.runtime.stop()

@@ -94,6 +94,7 @@ class Space:
     sunk: dict[str, bytes] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     withdraw: Callable[[], None] | None = None  # EDC's credential; None where no credentials are presented
+    set_status: Callable[[str], None] | None = None  # of Hanse at the catalogue that issued its credential
     issue: Callable[[str], str] | None = None  # a membership credential for a participant; None as above
 
     @property
@@ -211,6 +212,15 @@ class Space:
     async def data(self, transfer: str) -> httpx2.Response:
         """What `hanse fetch` reads."""
         return await self.http.get(f"{self.hanse.place.management}/transfers/{transfer}/data", headers=self._token())
+
+    async def lets_hanse_in(self) -> bool:
+        """Whether EDC shows Hanse its catalogue."""
+        asked = {"participant": self.edc.participant, "address": self.edc_base}
+        url = f"{self.hanse.place.management}/catalog"
+        reply = await self.http.get(url, params=asked, headers=self._token())
+        if reply.status_code not in (200, 401, 502):
+            reply.raise_for_status()
+        return reply.status_code == 200
 
     def _token(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.hanse.place.token_file.read_text().strip()}"}
@@ -492,6 +502,22 @@ async def hanse_is_pushed(space: Space) -> None:
 
 
 # Credentials.
+
+
+@step("EDC refuses Hanse while the catalogue suspends it", CREDENTIAL_STEPS)
+async def suspend(space: Space) -> None:
+    if space.set_status is None:
+        raise RuntimeError("expected a profile with credentials")
+    _check(await space.lets_hanse_in(), True)
+    for status, expected in (("suspended", False), ("active", True)):
+        await asyncio.to_thread(space.set_status, status)
+        began = time.monotonic()
+        async with asyncio.timeout(WITHDRAWN_WITHIN):
+            while await space.lets_hanse_in() != expected:
+                await asyncio.sleep(0.5)
+        print(f"     {status}: after {time.monotonic() - began:.1f} s")
+    log = (space.directory / "edc.log").read_text()
+    _check("Credential status is 'suspension'" in log, True)
 
 
 @step("the catalogue's crawler reads EDC's catalogue, and the search finds EDC's dataset", CREDENTIAL_STEPS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.pair import pair, settled
+from connector.events import AgreementConcluded
+from tests.support.pair import SHOWN, pair, settled
 
 
 async def test_a_request_on_an_automatic_offer_runs_to_a_final_agreement(tmp_path: Path) -> None:
@@ -19,6 +20,22 @@ async def test_a_request_on_an_automatic_offer_runs_to_a_final_agreement(tmp_pat
         assert (provided.version, consumed.version) == (dataset.version, "")
         assert grant is not None
         assert await two.north.outbox() == await two.south.outbox() == 0
+
+
+async def test_what_was_verified_stands_in_the_agreement_and_its_record_at_both_sides(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        concluded: list[AgreementConcluded] = []
+        for side in (two.north, two.south):
+            side.store.bus.subscribe(
+                lambda event: concluded.append(event) if type(event) is AgreementConcluded else None
+            )
+        _, agreement_id = await two.agreed()
+        shown = {"key": "key-of-the-caller", "credentials": [SHOWN.evidence()]}
+        assert "private" not in str(shown)
+        for side, peer in ((two.north, two.south), (two.south, two.north)):
+            row, _ = await side.agreements.get(agreement_id)
+            assert row.verified == {"holder": peer.participant, **shown}
+            assert row.verified in [event.detail["verified"] for event in concluded]
 
 
 async def test_a_transfer_under_it_starts_and_brings_an_address(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
     upgrade(settings.database)
     parts = build(settings)
     try:
-        catalogue = create_app(CatalogueSettings(data_dir=folder / "catalogue"))
+        catalogue = create_app(CatalogueSettings(data_dir=folder / "catalogue", issuer_types=("MembershipCredential",)))
         return public_app(parts), management_app(parts), catalogue
     finally:
         parts.store.close()

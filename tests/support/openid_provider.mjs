@@ -1,12 +1,15 @@
-// The certified provider `oidc-provider` on loopback, for tests. Arguments: port, console's address.
+// The certified provider `oidc-provider` on loopback, for tests. Arguments: port, console's address, and the client's
+// public JWK set if it authenticates with a key.
 // Any user name logs in; its groups are the part of the name after a dot: `ada.data-team`.
 import Provider from 'oidc-provider';
 
-const [port, base] = process.argv.slice(2);
+const [port, base, jwks] = process.argv.slice(2);
 const provider = new Provider(`http://127.0.0.1:${port}`, {
   clients: [{
     client_id: 'hanse',
-    client_secret: 'a-secret-of-the-test-alone-0123456789',
+    ...(jwks
+      ? { jwks: JSON.parse(jwks), token_endpoint_auth_method: 'private_key_jwt' }
+      : { client_secret: 'a-secret-of-the-test-alone-0123456789' }),
     redirect_uris: [`${base}/login/with/clinic/callback`],
     post_logout_redirect_uris: [`${base}/login`],
     backchannel_logout_uri: `${base}/login/with/clinic/back-channel-logout`,

@@ -27,7 +27,7 @@ from connector.dsp.protocol_client import ProtocolClient
 from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
-from connector.identity.principal import Principal
+from connector.identity.principal import Principal, VerifiedCredential
 from connector.infra.net.http_client import AddressGuard, Reply
 from connector.outbox.sender import Sender
 from connector.store import Store, Transaction
@@ -236,6 +236,12 @@ class Side:
         return await self.store.read(lambda tx: tx.outbox.count_waiting())
 
 
+SHOWN = VerifiedCredential(
+    id="urn:uuid:1", issuer="did:web:issuer.example", types=("MembershipCredential",), subjects=({"name": "private"},),
+    expires=None, checked_at=1_700_000_000.0, until=1_700_000_060.0, key="key-of-the-issuer",
+)  # fmt: skip
+
+
 def add_dataset(tx: Transaction, dataset: str) -> None:
     """A dataset with one version and two columns."""
     name = dataset.rpartition(":")[2].lower()
@@ -293,7 +299,7 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: ProcessLimits 
         who, _, audience = said.partition(">")
         if scheme != "Bearer" or audience not in (participant, "anybody"):
             raise Unauthenticated("expected a token for us")
-        return Principal(who)
+        return Principal(who, (SHOWN,), key="key-of-the-caller")
 
     # A lease outlives a stall of the machine, and ends well before a test's patience: what a caller who left has
     # committed and handed to nobody is found when it ends.

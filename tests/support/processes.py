@@ -98,6 +98,7 @@ class Process:
     forked: bool = False  # from a process that has imported everything, rather than started as an operator does
     program: tuple[str, ...] = ("-m", "connector", "serve")  # what Python is to run
     environment: Callable[[Process], dict[str, str]] = lambda _: {}  # more of it, for another program
+    open_path: str = _ANYBODY  # of the public listener: it answers anybody once the process is up
 
     @property
     def participant(self) -> str:
@@ -130,7 +131,7 @@ class Process:
 
     def wait(self) -> None:
         ends = time.monotonic() + PATIENCE
-        port, path = (self.management_port, "/health/live") if self.certificate else (self.public_port, _ANYBODY)
+        port, path = (self.management_port, "/health/live") if self.certificate else (self.public_port, self.open_path)
         while time.monotonic() < ends:
             if self.running is None or self.running.poll() is not None:
                 raise RuntimeError(f"{self.name} ended by itself: {(self.directory / 'log').read_text()[-2000:]}")
@@ -206,6 +207,12 @@ class Process:
         rest = {key: value for key, value in os.environ.items() if not key.startswith("HANSE_")}
         settings = {f"HANSE_{key}": value for key, value in ours.items() if value}
         return rest | settings | self.environment(self)
+
+
+def catalogue_process(directory: Path, port: int, **settings: str) -> Process:
+    """A catalogue, not started; its `api` is the operator's."""
+    program = ("-m", "catalogue", "serve")
+    return Process("catalogue", directory, port, port, settings=settings, program=program, open_path="/health/live")
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from joserfc.jwk import ECKey
 from connector.identity import did as dids
 from connector.identity.credentials.presentation_query import PATH, PresentationService
 from connector.identity.credentials.rules import CredentialRules
-from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.credentials.verifier import Verifier
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
 from connector.identity.keys import public_jwk
+from connector.identity.signed_jwt import read_jwt
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from tests.support.issuer import TYPE, Issuer
 

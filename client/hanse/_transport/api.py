@@ -15,7 +15,7 @@ import httpx2
 from hanse._transport import http_stream
 from hanse._transport.http_stream import HttpRequest
 from hanse._transport.sockets import SLOWEST, is_trust_renewed, load_trust, untrusted_error
-from hanse._transport.workload import WorkloadToken
+from hanse._transport.workload import RenewedToken
 from hanse.agreement import Call
 from hanse.errors import BadInput, Broken, Unauthenticated, Unreachable, error_from_problem
 
@@ -29,7 +29,7 @@ _JSON = "application/json"
 class Api:
     """The management API of one connector, under one token."""
 
-    def __init__(self, url: str, token: str | WorkloadToken, *, seconds: float = 30.0) -> None:
+    def __init__(self, url: str, token: str | RenewedToken, *, seconds: float = 30.0) -> None:
         if not _is_address(url):
             raise BadInput(
                 f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, got {url!r}; "
@@ -45,6 +45,7 @@ class Api:
         self.base = f"{self.url}/api/v1"
         self.token = token
         self._seconds = seconds
+        self._token_url = f"{self.base}/oauth/token"
         self._http, self._trust = self._client()
 
     @property
@@ -54,7 +55,7 @@ class Api:
         Raises:
             HanseError: the connector refuses the exchange, or cannot be reached.
         """
-        token = self.token if isinstance(self.token, str) else self.token.current(self._exchange)
+        token = self.token if isinstance(self.token, str) else self.token.current(self._exchange, self._token_url)
         return {"authorization": f"Bearer {token}"} if token else {}
 
     @property
@@ -63,7 +64,7 @@ class Api:
         return "" if isinstance(self.token, str) else self.token.job
 
     def _exchange(self, form: Mapping[str, str]) -> Any:
-        request = self._http.build_request("POST", f"{self.base}/oauth/token", data=form, timeout=self._seconds)
+        request = self._http.build_request("POST", self._token_url, data=form, timeout=self._seconds)
         try:
             with closing(self._http.send(request, stream=True)) as answer:
                 text, status = _read(answer, self.url, seconds=self._seconds), answer.status_code

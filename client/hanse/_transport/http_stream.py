@@ -342,11 +342,12 @@ def allocate_lasting(size: int) -> pa.Buffer:
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """Status, headers (names in lower case), and the body, not read yet."""
+    """Status, headers (names in lower case), and the body, not read yet. `renew`: called before each batch."""
 
     status: int
     headers: Mapping[str, str]
     body: Body
+    renew: Callable[[], None] | None = None
 
 
 def open_stream(request: HttpRequest, waits: Waits | None = None) -> HttpReply:

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from hanse._transport.api import Api
-from hanse._transport.workload import WorkloadToken
+from hanse._transport.workload import RenewedToken
 from hanse.errors import Broken, HanseError, NotFound
 from hanse.retry import is_temporary
 
@@ -45,7 +45,7 @@ class Receipts:
     """The receipts of reads under one agreement: the connector to report to, the token, and common members."""
 
     url: str
-    token: str | WorkloadToken
+    token: str | RenewedToken
     about: Mapping[str, str]  # agreement and transfer
 
     def begin(self, read_id: str) -> Receipt:
@@ -195,7 +195,7 @@ class _Reporter:
     def _send_all(self) -> None:
         """Send what has ended until the queue is empty, or it is late."""
         while batch := self._gather():
-            by_connector: dict[tuple[str, str | WorkloadToken], list[dict[str, Any]]] = {}
+            by_connector: dict[tuple[str, str | RenewedToken], list[dict[str, Any]]] = {}
             for of, report in batch:
                 by_connector.setdefault((of.url, of.token), []).append(report)
             for (url, token), ends in by_connector.items():
@@ -216,7 +216,7 @@ class _Reporter:
         """Return whether the process is ending, and has waited long enough."""
         return self._leaving.is_set() and time.monotonic() >= self._until
 
-    def _send(self, url: str, token: str | WorkloadToken, ends: Sequence[Mapping[str, Any]]) -> None:
+    def _send(self, url: str, token: str | RenewedToken, ends: Sequence[Mapping[str, Any]]) -> None:
         """Send to a connector, with further attempts if they may help. At exit the first failure is the last."""
         for pause in (*_PAUSES, 0.0):
             if url in _unsupported:
@@ -252,7 +252,7 @@ class _Reporter:
 
 
 def _post(
-    url: str, token: str | WorkloadToken, ends: Sequence[Mapping[str, Any]], *, seconds: float
+    url: str, token: str | RenewedToken, ends: Sequence[Mapping[str, Any]], *, seconds: float
 ) -> Mapping[str, Any]:
     api = Api(url, token, seconds=seconds)  # not the reader's: it may be closed by now, or a parent's
     with closing(api):

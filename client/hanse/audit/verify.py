@@ -48,6 +48,7 @@ EXTRACT_LATER = "expected a whole export to compare with the earlier file, got a
 MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", "manifest.sig")
 _LINE_MAX = 1 << 20
 _COLUMN_MAX = 255  # characters of a term that a filter compares
+_IDENTITIES_MAX = 1_000
 _SMALL_MAX = 1 << 20  # the members that are read whole
 _EMPTY = sha256(b"").digest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -77,6 +78,8 @@ class Report:
     first_bad: int | None = None
     problem: str = ""
     checks: tuple[str, ...] = field(default=())
+    # Records of concluded agreements that name what proved the counterparty's identity, the first 1,000 of them.
+    identities: tuple[Mapping[str, Any], ...] = field(default=())
 
 
 def verify(path: str | PathLike[str], key: str | None = None, *, after: str | PathLike[str] | None = None) -> Report:
@@ -446,11 +449,12 @@ def _records(report: Report, members: dict[str, _Member], root: bytes | None) ->
         raise Bad(f"expected the whole log, or an extract and its filter, got a file of the kind {report.kind[:60]!r}")
     report = replace(report, filter=terms)
     whole = report.kind == "whole"
+    identities: list[Mapping[str, Any]] = []
     if whole:
-        held, bad = _check_whole(members, size=size, root=root)
+        held, bad = _check_whole(members, size=size, root=root, identities=identities)
     else:
-        held, bad = _check_extract(members, size=size, root=root, terms=terms)
-    report = replace(report, records=held)
+        held, bad = _check_extract(members, size=size, root=root, terms=terms, identities=identities)
+    report = replace(report, records=held, identities=tuple(identities))
     expected = size if whole else count
     if bad is None and held != expected:
         came = "more" if held > expected else held
@@ -471,9 +475,11 @@ def _manifest(members: dict[str, _Member]) -> dict[str, Any]:
     return manifest
 
 
-def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) -> tuple[int, Bad | None]:
+def _check_whole(
+    members: dict[str, _Member], *, size: int, root: bytes | None, identities: list[Mapping[str, Any]]
+) -> tuple[int, Bad | None]:
     """Check every record against its leaf, and the leaves against the root; return how many hold, and the first
-    problem."""
+    problem. `identities`: where verified identities are added."""
     stated, computed, held = _Range(), _Range(), 0
     bad: Bad | None = None
     untimely: Bad | None = None
@@ -491,6 +497,7 @@ def _check_whole(members: dict[str, _Member], *, size: int, root: bytes | None) 
         stated.add(leaf)
         if bad is None:
             held += 1
+            _add_identity(record, identities)
             untimely = untimely or _time_out_of_order(record)
         else:
             computed.add(found)
@@ -519,7 +526,12 @@ def _combine(bad: Bad | None, *, leaves_hold: bool, records_hold: bool) -> Bad |
 
 
 def _check_extract(
-    members: dict[str, _Member], *, size: int, root: bytes | None, terms: dict[str, Any]
+    members: dict[str, _Member],
+    *,
+    size: int,
+    root: bytes | None,
+    terms: dict[str, Any],
+    identities: list[Mapping[str, Any]],
 ) -> tuple[int, Bad | None]:
     """Check every record against the root by its own proof, and against the terms of the filter."""
     if members["leaves"].size:
@@ -540,7 +552,16 @@ def _check_extract(
         except Bad as error:
             return held, Bad(f"line {held + 1}: {error}", error.record)
         held, last = held + 1, index
+        _add_identity(record, identities)
     return held, None
+
+
+def _add_identity(record: Mapping[str, Any], identities: list[Mapping[str, Any]]) -> None:
+    """Add what a record of a concluded agreement says about the counterparty's identity, up to a limit."""
+    body, detail = record["body"], record["body"].get("detail")
+    verified = detail.get("verified") if isinstance(detail, dict) else None
+    if body["kind"] == "AgreementConcluded" and isinstance(verified, dict) and len(identities) < _IDENTITIES_MAX:
+        identities.append({"record": record["idx"], "agreement": body.get("agreement"), **verified})
 
 
 def _mismatched_term(body: dict[str, Any], ts: int, terms: dict[str, Any]) -> str:

@@ -213,12 +213,29 @@ def _show(report: Any) -> None:
     if report.ok and not report.records:
         out.print("[yellow]note[/] this file holds no record: it is evidence of none")
     if report.ok:
+        for identity in report.identities:
+            out.print(escape(_format_identity(identity)))
         whose = f" of {report.origin}" if report.key_given else ""
         signer = "" if report.key_given else ", signed by a key that came with the file: who signed is not known"
         held = "holds" if report.records == 1 else "hold"
         out.print(escape(f"{format_count(report.records, 'record')}{whose} {held}, under root {report.root}{signer}"))
     elif report.first_bad is not None:
         out.print(f"[red]bad[/] first bad record: {report.first_bad}")
+
+
+def _format_identity(identity: Mapping[str, Any]) -> str:
+    """Say what proved the counterparty's identity as an agreement was concluded, as the log has it."""
+    key = f", key {identity['key']}" if identity.get("key") else ""
+    lines = [f"record {identity['record']}: {identity['agreement']} was concluded with {identity.get('holder')}{key}"]
+    shown = identity.get("credentials")
+    for one in shown if isinstance(shown, list) else ():
+        if isinstance(one, dict):
+            kinds = one.get("types")
+            kind = ", ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds)
+            checked = format_time(one.get("status_checked_at"))
+            signed = f", signed with {one['key']}" if one.get("key") else ""
+            lines.append(f"    {kind} {one.get('id')} of {one.get('issuer')}{signed}, status checked {checked}")
+    return "\n".join(lines)
 
 
 def _extract(terms: Mapping[str, Any]) -> str:

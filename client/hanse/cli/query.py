@@ -213,7 +213,7 @@ def _write_answer(answer: Stream, *, format_: str, output: Path | None, total: i
         warnings.simplefilter("ignore", GroupsLeftOut)  # `query` prints its own sentences
         batches = _advance_with(answer, advance, most=total)
         if format_ == "table":
-            _table(answer, batches)
+            _print_answer_table(answer, batches)
         else:
             if format_ in _CHECKS:
                 _CHECKS[format_](answer.schema)
@@ -369,7 +369,7 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
 }
 
 
-def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
+def _print_answer_table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     """Print the first rows as a table, at least one; the rest is counted."""
     from hanse.cli import cell_text
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,6 +83,17 @@ def drop(id_: Annotated[str, typer.Argument(metavar="ID", help="Its id, as `hans
     """End a personal access token of yours at once."""
     space().api.delete(f"/personal-tokens/{quote_segment(id_)}")
     say(f"the token {id_} is ended")
+
+
+@commands.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="The new file for the private key.", show_default=False)],
+) -> None:
+    """Make a key for a service: the private part goes to the file, the public part is printed for the sign-on file."""
+    from hanse._transport.workload import make_key
+
+    console().out(json.dumps(make_key(file)))
+    say(f"put this as `jwks` of a service into the connector's sign-on file; {file} (mode 0600) stays with the service")
 
 
 @commands.command()

@@ -2,29 +2,61 @@
 (() => {
   "use strict";
 
-  /* What an offer means, while it is being written. */
-  const liveMeaning = () => {
-    const form = document.querySelector("form[data-checks]");
+  /* An offer while it is being written: its fields, its YAML and its meaning follow each other. The server decides what
+     was changed; here only the parts of its answer are put in place, and never over what is being typed. */
+  const offerEditor = () => {
+    const form = document.querySelector("form[data-editor]");
     if (!form) return;
-    const checks = form.getAttribute("data-checks"); /* `form.dataset` is the field of that name */
-    const text = form.querySelector("[data-form]");
-    const target = form.querySelector("[data-meaning]");
+    const part = (root, name) => root.querySelector(`[data-part=${name}]`);
+    const where = form.getAttribute("data-editor"); /* `form.dataset` is the field of that name */
+    const yaml = form.querySelector("[data-yaml]");
     const publish = form.querySelector("[data-publish]");
     let waiting = 0;
     let number = 0;
+    const put = (answer) => {
+      const fresh = new DOMParser().parseFromString(answer, "text/html"); /* our own page, escaped by its template */
+      part(form, "meaning").innerHTML = part(fresh, "meaning").innerHTML;
+      const text = fresh.querySelector("[data-yaml]").value;
+      if (yaml.value.trim() !== text.trim()) yaml.value = text;
+      form.querySelector("[data-before]").value = yaml.value;
+      publish.disabled = !part(form, "meaning").querySelector(".notice.good");
+      putFields(part(form, "fields"), part(fresh, "fields"));
+    };
+    const putFields = (old, fresh) => {
+      const typing = old.contains(document.activeElement);
+      if (old.dataset.shape === fresh.dataset.shape && typing) {
+        for (const one of fresh.querySelectorAll("[data-problem]")) {
+          old.querySelector(`[data-problem="${one.dataset.problem}"]`)?.replaceChildren(...one.childNodes);
+        }
+        return;
+      }
+      const { name, value } = document.activeElement;
+      const top = old.querySelector(".table-scroll")?.scrollTop ?? 0;
+      old.replaceWith(document.adoptNode(fresh));
+      if (fresh.querySelector(".table-scroll")) fresh.querySelector(".table-scroll").scrollTop = top;
+      if (typing && name) {
+        const same = [...fresh.querySelectorAll(`[name="${CSS.escape(name)}"]`)];
+        (same.find((one) => one.value === value) ?? same[0])?.focus();
+      }
+    };
     const check = async () => {
       const mine = ++number;
-      const said = new URLSearchParams({ form: text.value, dataset: form.elements.dataset.value });
+      const said = new URLSearchParams(new FormData(form));
       try {
-        const answer = await fetch(checks, { method: "POST", body: said });
-        if (!answer.ok || answer.redirected || mine !== number) return;
-        target.innerHTML = await answer.text(); /* our own page, escaped by its template */
-        publish.disabled = !target.querySelector(".notice.good");
+        const answer = await fetch(where, { method: "POST", body: said });
+        if (!answer.ok || answer.redirected) return;
+        const text = await answer.text();
+        if (mine === number) put(text);
       } catch { /* the buttons still work */ }
     };
-    const soon = () => { clearTimeout(waiting); waiting = setTimeout(check, 350); };
-    text.addEventListener("input", soon);
-    form.elements.dataset.addEventListener("change", soon);
+    const soon = (event) => {
+      if (event.target.closest("[aria-labelledby=try]") || event.isComposing) return;
+      ++number; /* an answer under way is about an older state */
+      clearTimeout(waiting);
+      waiting = setTimeout(check, 300);
+    };
+    form.addEventListener("input", soon);
+    form.addEventListener("change", soon);
   };
 
   /* Names beside the editor go to where the caret is. */
@@ -127,7 +159,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     openPage();
-    liveMeaning();
+    offerEditor();
     insertions();
     completion();
     busyForms();

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from connector.infra.html.wording import format_age, format_count
 from policies.errors import PolicyError
+from policies.model import Policy
+from policies.odrl import reader
+from policies.review.grouped_terms import TermGroup, group_terms
 from policies.vocabulary import compact
 
 DECIDED = {
@@ -18,9 +20,29 @@ DECIDED = {
     "four_eyes": "a person decides who did not ask",
     "rules": "answered automatically if the facts permit, otherwise by a person",
 }
+ACTION_TITLES = {
+    "query": "Ask questions in SQL",
+    "stream": "Read rows as a stream",
+    "train": "Train models",
+    "distribute": "Pass the data on",
+    "sell": "Sell the data",
+    "trainGenerative": "Train generative models",
+    "releaseWeights": "Publish the weights of models",
+}
+TEMPLATE_TITLES = {
+    "open": "Open to all",
+    "members-only": "Members only",
+    "research-aggregate": "Research, figures about groups",
+    "clean-room": "Clean room",
+    "stream-30-days": "Stream for 30 days",
+    "ai-training": "AI training",
+    "health-data-permit": "Health data with a permit",
+    "manufacturing-membership": "Manufacturing members",
+}
 KINDS = {
     "DatasetRegistered": "Dataset registered",
     "DatasetVersioned": "New version",
+    "DatasetDescribed": "Dataset described",
     "DatasetRemoved": "Dataset removed",
     "OfferPublished": "Offer published",
     "OfferWithdrawn": "Offer withdrawn",
@@ -167,33 +189,12 @@ def path_of(prefix: str, identifier: str) -> str:
     return f"{prefix}/{quote(identifier, safe=':')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """Rules with the same conditions; each line has text, tier and enforcer."""
-
-    rules: tuple[Mapping[str, Any], ...]
-    conditions: tuple[Mapping[str, Any], ...]
-
-
-def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
-    """Group a policy's sentences into rules with conditions; adjacent rules with equal conditions are merged."""
-    made: list[Clause] = []
-    for line in lines:
-        if made and str(line["path"]).count("/") > 2:  # a condition of the rule, or a mask
-            made[-1] = Clause(made[-1].rules, (*made[-1].conditions, line))
-        else:
-            made.append(Clause((line,), ()))
-    merged: list[Clause] = []
-    for clause in made:
-        if merged and clause.conditions and _condition_texts(merged[-1]) == _condition_texts(clause):
-            merged[-1] = Clause(merged[-1].rules + clause.rules, clause.conditions)
-        else:
-            merged.append(clause)
-    return merged
-
-
-def _condition_texts(clause: Clause) -> list[str]:
-    return [str(line["text"]) for line in clause.conditions]
+def grouped(wire: Mapping[str, Any] | Policy | None) -> list[TermGroup]:
+    """Return the terms of a policy in groups (`policies.review.grouped_terms`); none if it cannot be read."""
+    try:
+        return group_terms(wire if isinstance(wire, Policy) else reader.read(wire or {}))
+    except PolicyError:
+        return []
 
 
 def share(part: float | None, whole: float | None, *, width: float = 100.0) -> str:
@@ -222,7 +223,7 @@ FILTERS: Mapping[str, Any] = {
     "term": term,
     "tone": tone,
     "readable": readable,
-    "clauses": clauses,
+    "grouped": grouped,
     "share": share,
     "sentence": sentence,
     "stopped": explain_stop,

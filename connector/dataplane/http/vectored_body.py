@@ -1,6 +1,6 @@
 """Vectored body writes: uvicorn's HTTP protocol, extended to send buffers and parts of files without copying them.
 
-See docs/data-plane.md, section 3. uvicorn joins chunk size, body and line end into new bytes for each chunk. For bodies
+uvicorn joins chunk size, body and line end into new bytes for each chunk. For bodies
 of megabytes that copy costs more than the network. Here a body may be a list of buffers, which goes to the transport in
 one vectored write as one HTTP chunk. Offered to the application as the extension `hanse.gather`, with these keys of a
 body message:

@@ -74,6 +74,7 @@ async def push(
             unfiltered=True,
             transport="push",
             to=origin(to.endpoint)[:255],
+            job=to.job,
         )
         await _send(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
     except (HanseError, PolicyError) as raised:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from connector.errors import BadInput
+from connector.acting import JOB_MAX
+from connector.errors import BadInput, check_harmless
 from connector.infra.net.http_client import fits_header
 
+JOB_PROPERTY = "hanse-job"  # of a data address: the training job that the push is for, as the consumer declares it
 _HEADER = re.compile(r"authorization|x-[a-z0-9-]{1,62}", re.ASCII | re.IGNORECASE)
 _NOT_SUPPORTED = ("path", "queryParams")  # EDC adds these to its baseUrl
 
@@ -18,13 +20,14 @@ _NOT_SUPPORTED = ("path", "queryParams")  # EDC adds these to its baseUrl
 class Target:
     """Address of a consumer, its authorization, and the most bytes that it takes (0: not stated).
 
-    `header`: the name of the header that carries the authorization.
+    `header`: the name of the header that carries the authorization. `job`: the training job, for the log.
     """
 
     endpoint: str
     authorization: str = ""
     most: int = 0
     header: str = "authorization"
+    job: str = ""
 
     @classmethod
     def of(cls, endpoint: str, properties: Mapping[str, str]) -> Self:
@@ -42,7 +45,9 @@ class Target:
         if not fits_header(shown):
             raise BadInput("expected an authorization of printable ASCII, which a header can carry, got another")
         _check_supported(properties)
-        return cls(endpoint, shown, int(most) if said else 0, header)
+        job = properties.get(JOB_PROPERTY, "")
+        check_harmless(job=job)
+        return cls(endpoint, shown, int(most) if said else 0, header, job[:JOB_MAX])
 
 
 def _read_authorization(properties: Mapping[str, str]) -> tuple[str, str]:

@@ -407,21 +407,23 @@ class Pool:
     def _hire(self) -> asyncio.Task[None]:
         """Start a process; it counts from now on, and serves the first job that wants it."""
         self._starting += 1
-        work = self._background(self._hired())
+        work = self._background(self._start_and_rest())
         work.add_done_callback(_log_failed_start)  # its caller may have gone
         return work
 
-    async def _hired(self) -> None:
+    async def _start_and_rest(self) -> None:
+        """Start a process, and let it rest until a job takes it."""
         try:
-            worker = await self._started()
+            worker = await self._start_worker()
         finally:
             self._starting -= 1
             self._tell_takers()
         self._rest(worker)
 
-    async def _started(self) -> WorkerProcess:
+    async def _start_worker(self) -> WorkerProcess:
+        """Return a process that has reported that it is ready. Raises: Busy where none starts."""
         try:
-            worker = await self._process()
+            worker = await self._spawn_process()
         except (OSError, MemoryError) as error:  # no more processes, descriptors, memory, or disk
             reason = error.strerror if isinstance(error, OSError) else "no memory"  # and no path
             raise Busy(f"{_NO_WORKER} ({reason})") from error
@@ -440,9 +442,10 @@ class Pool:
         worker.began_mb = memory_of(worker.process.pid).data // 2**20
         return worker
 
-    async def _process(self) -> WorkerProcess:
+    async def _spawn_process(self) -> WorkerProcess:
+        """Run `engine.worker`, which confines itself (`sandbox.confine`) before it loads the engine."""
         ours, theirs = socket.socketpair()
-        roots = self._roots.now  # where it comes to see others, the next look tells
+        roots = self._roots.now  # if they change while it starts, the next look finds out
         with ExitStack() as failed:
             failed.callback(ours.close)
             folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))

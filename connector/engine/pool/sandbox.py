@@ -96,7 +96,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # what is not there needs no rule; once it is, `roots` ends us
+        return  # a path that appears later needs a new worker (`allowed_paths.Roots`)
     try:
         if not stat.S_ISDIR(os.fstat(opened).st_mode):
             rights &= _FILE_ONLY

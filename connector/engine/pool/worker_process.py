@@ -1,4 +1,4 @@
-"""A worker process and a running job, as the main process sees them. `pool` hands them out."""
+"""A worker process and a running job, as the main process sees them. `pool` starts them and hands them out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from connector.errors import HanseError
 from connector.infra.jemalloc import REUSED_MB
 from connector.telemetry import logger
 
-GRACE = 1.2
-KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
-_TOGETHER = 2**15  # bytes
+GRACE = 1.2  # seconds that a job has to stop, or to clean up after its end; then its process is given up
+KEPT_MB = 64  # what a process may hold beyond _RECYCLE_MB between two jobs
+_TOGETHER = 2**15  # bytes: frames up to this size are read from the socket several at once
 _RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
 _MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
 _WISHED = frozenset({"recycled", "idle", "shutting_down", "worker_wanted"})  # ends that need no explanation

@@ -190,19 +190,23 @@ class MemoryLimits:
         return left - max(0, mapped - self.stacks)
 
     def begin(self) -> None:
-        """See what we rest on before the first of the jobs that come.
+        """Measure the memory in use before the first of the jobs that come. Their limit is counted from it.
 
-        Of what came since nothing was kept, that which is in memory counts as the next job's own, as it did for the job
-        that opened an engine; what is mapped alone does not, and takes nothing from the job.
+        `bare` is the memory in use when no engine was kept. What was filled since then belongs to kept engines. It
+        counts as memory of the next job, as it did for the job that opened the engine. What is mapped but not filled
+        takes nothing from the next job.
         """
         while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
-            self._forget_oldest()  # whom it waits for has not come, though others keep us busy
+            self._forget_oldest()  # its consumer sent no further job in time
         held = self._shed()
         self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
         self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
 
     def _shed(self) -> Memory:
-        """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
+        """Release kept memory until the next job has its slack. Returns the memory that is still in use.
+
+        Unused heap goes first, then kept engines, the oldest first.
+        """
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             held = self._current_use()
             there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
@@ -213,10 +217,11 @@ class MemoryLimits:
         return self.bare
 
     def _current_use(self) -> Memory:
-        """What we hold, with the engine that the first job opens itself where it comes before one is made for it.
+        """Return the memory in use, as limits count it.
 
-        Without what its engine takes before it asks the kernel: that is within the job's own limit. Of it may be in
-        memory what came since nothing was kept; the rest was set aside, and never touched.
+        Unused heap of up to `_REUSED` is left out: the next job's engine takes it first, within the job's own limit.
+        At most what was filled since `bare` counts as filled heap; the rest was reserved and never touched. Where no
+        engine is ready, the memory of one is added: the first job opens it.
         """
         held, unused = Memory.now(), min(jemalloc.count_unused_bytes(), _REUSED)
         held = held.without(unused, max(0, min(unused, held.anonymous - self.bare.anonymous)))

@@ -81,7 +81,10 @@ def _read_answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
 
 
 def _recheck(con: Any, job: Job, sql: str = "") -> None:
-    """Check with the engine's parser that the SQL has only what the gate put there (federated-query 3.4, step 7)."""
+    """Check with the engine's parser that the SQL has only what the gate put there.
+
+    Step 4 of `dataplane.admission`.
+    """
     if job.recheck is None:
         return
     from policies.sql import engine_recheck as second

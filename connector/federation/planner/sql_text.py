@@ -19,7 +19,7 @@ from policies.sql.rewrite import list_nodes
 
 
 def read(sql: str) -> exp.Expr:
-    """Parse one SELECT into a checked tree (federated-query 3.4, steps 1 and 2).
+    """Parse one SELECT into a checked tree, with the checks of the owner's gate.
 
     Raises:
         QueryInvalid: it is no allowed SELECT; names what to write instead.

@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from connector.errors import Unauthenticated
-from connector.identity.credentials.signed_jwt import LEEWAY, ReadJwt, list_of, read_jwt, seconds_of
+from connector.identity.signed_jwt import LEEWAY, ReadJwt, read_jwt, seconds_of
+from policies.odrl.strictjson import list_of
 
 CREDENTIAL_MAX = 64 * 2**10
 _WHAT = "a credential"

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from connector.errors import Unauthenticated
-from connector.identity.credentials.signed_jwt import ReadJwt, check_period, list_of, read_jwt, verify_jwt
 from connector.identity.did import DidResolver
+from connector.identity.signed_jwt import ReadJwt, check_period, read_jwt, verify_jwt
+from policies.odrl.strictjson import list_of
 
 PRESENTATION_MAX = 512 * 2**10
 CREDENTIALS_MAX = 16  # in all presentations of an answer together

@@ -15,9 +15,9 @@ from connector.errors import BadInput, Forbidden
 from connector.identity.credentials.access_token import verify_access_token
 from connector.identity.credentials.presenting import make_presentations
 from connector.identity.credentials.scopes import Scope, read_scope
-from connector.identity.credentials.signed_jwt import ReadJwt
 from connector.identity.did import CONTEXT
 from connector.identity.identity_service import Identity
+from connector.identity.signed_jwt import ReadJwt
 
 PATH = "/presentations/query"  # below the address of a credential service
 _SCOPES_MAX = 64

@@ -10,7 +10,7 @@ from typing import Any
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from connector.identity.credentials.signed_jwt import ReadJwt
+from connector.identity.signed_jwt import ReadJwt
 
 _LIFE = 60.0
 _V1, _V2 = "https://www.w3.org/2018/credentials/v1", "https://www.w3.org/ns/credentials/v2"

@@ -9,6 +9,8 @@ The file is read once, at the start:
     facts:                            # what policies can use of verified credentials
       ds:membership: {credential: MembershipCredential, value: active}
       ds:participantCountry: {credential: MembershipCredential, path: address.country}
+      ds:frameworkAgreement: {credential: GovernanceCredential, path: contractVersion, prefix: "governance:"}
+    mapping: tractus-x                # ready-made scopes and facts of a data space, for those that the file leaves out
     presentation_seconds: 60          # how long a presentation counts for further requests; 0: ask with each
     facts_seconds: 3600               # how long a presented credential counts without a new request of its holder
     peers:                            # exceptions for single participants
@@ -23,12 +25,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from connector.errors import BadInput
+from connector.identity.credentials.ready_mappings import READY
 from connector.identity.credentials.scopes import BY_TYPE, Scope, read_scope
 from connector.json_number import JSON_NUMBER
 from connector.setting_types import did
@@ -59,16 +62,22 @@ class _Part(BaseModel):
 
 
 class FactRule(_Part):
-    """Where a fact comes from: a credential's type, and a path in its subject, or a value that the type alone means."""
+    """Where a fact comes from: a credential's type, and a path in its subject, or a value that the type alone means.
+
+    `prefix`: text before what stands at the path.
+    """
 
     credential: CredentialType
     path: str = Field("", pattern=r"^([^.\s]+(\.[^.\s]+)*)?$")
     value: str = ""
+    prefix: str = Field("", max_length=200)
 
     @model_validator(mode="after")
-    def _one(self) -> FactRule:
+    def check_source(self) -> FactRule:
         if bool(self.path) == bool(self.value):
             raise ValueError("expected either `path` (in the credential's subject) or `value`")
+        if self.prefix and not self.path:
+            raise ValueError("expected `prefix` with `path` alone")
         return self
 
 
@@ -87,9 +96,19 @@ class CredentialRules(_Part):
     scopes: tuple[Annotated[Scope, BeforeValidator(_scope)], ...] = Field(min_length=1, max_length=16)
     credentials: Required = "required"
     facts: Mapping[str, FactRule] = {}
+    mapping: str = ""
     presentation_seconds: Annotated[int, Field(ge=0, le=60), JSON_NUMBER] = 60
     facts_seconds: Annotated[int, Field(ge=1, le=86_400), JSON_NUMBER] = 3600
     peers: Mapping[Did, PeerRule] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, rules: Any) -> Any:
+        if not isinstance(rules, Mapping) or not (name := rules.get("mapping")):
+            return rules
+        if not isinstance(name, str) or name not in READY:
+            raise ValueError(f"expected a mapping among {', '.join(READY)}, got {str(name)[:100]!r}")
+        return READY[name].complete(rules)
 
     def peer(self, participant: str) -> PeerRule:
         return self.peers.get(participant) or PeerRule()

@@ -18,9 +18,10 @@ from typing import Any
 from connector.errors import Unauthenticated
 from connector.identity.credentials import fetched
 from connector.identity.credentials.credential import CredentialBody, read_body
-from connector.identity.credentials.signed_jwt import list_of, read_jwt, verify_jwt
 from connector.identity.did import DidResolver
+from connector.identity.signed_jwt import read_jwt, verify_jwt
 from connector.infra.net.http_client import HttpClient
+from policies.odrl.strictjson import list_of
 
 _LIST_MAX = 2 * 2**20  # bytes of a list's credential
 _BITS_MAX = 4 * 2**20  # bytes of a list, inflated: 33 million entries

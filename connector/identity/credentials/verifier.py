@@ -30,15 +30,16 @@ from connector.identity.credentials.presentation import CREDENTIALS_MAX, read_pr
 from connector.identity.credentials.rules import CredentialRules
 from connector.identity.credentials.schema_check import SchemaChecker
 from connector.identity.credentials.scopes import Scope
-from connector.identity.credentials.signed_jwt import list_of, verify_jwt
 from connector.identity.credentials.status_list import StatusLists
 from connector.identity.did import CONTEXT, DidResolver, host_of
 from connector.identity.principal import VerifiedCredential
+from connector.identity.signed_jwt import verify_jwt
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver as name_resolver
 from connector.infra.net.http_client import HttpClient
 from connector.telemetry import logger
+from policies.odrl.strictjson import list_of
 
 _SECONDS = 8.0  # for one verification, all calls together
 _KEPT_MAX = 4_096  # holders
@@ -71,7 +72,7 @@ class SharedPresentations(Protocol):
 
     async def find(self, holder: str) -> Presented | None: ...
 
-    async def put(self, holder: str, presented: Presented, *, until: float) -> None: ...
+    async def store_presented(self, holder: str, presented: Presented, *, until: float) -> None: ...
 
     async def forget(self, holder: str, *, before: float) -> None: ...
 
@@ -135,9 +136,7 @@ class Verifier:
     async def find_current(self, holder: str) -> tuple[VerifiedCredential, ...]:
         """What `holder` presented lately and is valid now. The status of each is checked again when it is due."""
         kept = await self._find_kept(holder)
-        if kept is None or time.time() - kept.at >= self.rules.facts_seconds:
-            return ()
-        return await self._check_kept(holder, kept)
+        return () if kept is None else await self._check_kept(holder, kept)
 
     async def _find_fresh(self, holder: str) -> tuple[VerifiedCredential, ...] | None:
         """What `holder` presented within the last minute; None if that does not cover the scopes now."""
@@ -158,14 +157,18 @@ class Verifier:
         return tuple(replace(one, until=min(one.until, end)) for _, one in left if one.until > now)
 
     async def _find_kept(self, holder: str) -> _Kept | None:
-        """What `holder` presented last, to this process or another one. What cannot be checked now does not count."""
+        """What `holder` presented last and lately. What cannot be checked now does not count."""
+        kept = self._kept.get(holder) if self._shared is None else await self._find_shared(holder)
+        return None if kept is None or time.time() - kept.at >= self.rules.facts_seconds else kept
+
+    async def _find_shared(self, holder: str) -> _Kept | None:
+        """What `holder` presented last, to this process or another one."""
+        assert self._shared is not None
         kept = self._kept.get(holder)
-        if self._shared is None:
-            return kept
         try:
             async with asyncio.timeout(self.seconds):
                 last = await self._shared.find(holder)
-                if last is None or time.time() - last.at >= self.rules.facts_seconds:
+                if last is None:
                     self._kept.pop(holder, None)
                     return None
                 if kept is not None and kept.at >= last.at:
@@ -201,7 +204,7 @@ class Verifier:
         if self._shared is not None:
             jwts = tuple(credential.jwt.text for credential, _ in presented.credentials)
             until = presented.at + self.rules.facts_seconds
-            await self._shared.put(holder, Presented(presented.at, jwts), until=until)
+            await self._shared.store_presented(holder, Presented(presented.at, jwts), until=until)
         put_recent(self._kept, holder, presented, most=_KEPT_MAX)
         return presented
 
@@ -276,7 +279,7 @@ class Verifier:
                 f"expected a credential of a listed issuer and type, got {', '.join(credential.types)[:200]!a} of "
                 f"{credential.issuer[:200]!a}"
             )
-        await verify_jwt(
+        key = await verify_jwt(
             credential.jwt, credential.issuer, purpose="assertionMethod", what="a credential", resolver=self._resolver
         )
         until = await self._check_status(credential, now)
@@ -289,6 +292,7 @@ class Verifier:
             expires=credential.expires,
             checked_at=now,
             until=until,
+            key=key,
         )
 
     def _is_wanted(self, credential: Credential, trusted: Sequence[str]) -> bool:

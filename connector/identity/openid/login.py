@@ -21,7 +21,7 @@ from typing import Any
 
 from authlib.integrations.base_client import OAuthError
 from authlib.oauth2.claims import JWTClaims
-from joserfc import jwe
+from joserfc import jwe, jws
 from joserfc.jwk import OctKey
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,9 +46,12 @@ class Provider(BaseModel):
     issuer: Address
     client_id: str = Field(min_length=1)
     client_secret: str = Field("", repr=False)
+    client_key: dict[str, Any] | None = Field(None, repr=False, description="Private JWK, in place of the secret.")
     scopes: str = Field("openid profile email", description="Scopes that are requested.")
     roles_claim: str = Field("groups", description="Claim of the ID token; a dot leads into an object.")
     roles: dict[str, str] = Field(min_length=1, description="Role by value of the claim.")
+    cli_client_id: str = Field("", description="Public client of `hanse login`; empty: it does not log in here.")
+    cli_scopes: str = Field("openid profile email offline_access", description="Scopes that `hanse login` requests.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,11 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class FinishedLogin:
-    """A login whose response was checked: the provider, the person, the ID token, and the page to show."""
+    """A login whose response was checked: the provider, the person, the sealed ID token, and the page to show."""
 
     provider: Provider
     person: Person
-    id_token: str
+    sealed_id_token: str
     to: str
 
 
@@ -85,7 +88,8 @@ class ProviderClient(IssuerClient):
 
     def __init__(self, provider: Provider, net: HttpClient) -> None:
         self.provider = provider
-        about = {one: getattr(provider, one) for one in ("name", "issuer", "client_id", "client_secret", "scopes")}
+        names = ("name", "issuer", "client_id", "client_secret", "client_key", "scopes")
+        about = {one: getattr(provider, one) for one in names}
         super().__init__(net, **about)
 
 
@@ -111,8 +115,9 @@ class LoginClient:
         """Begin a login; return the provider's address for the browser, and the attempt for its cookie."""
         app = await self.client(name).app()
         begun = await app.create_authorization_url(self._callback(name))
-        attempt = {key: begun[key] for key in ("state", "nonce", "code_verifier")}
-        return begun["url"], self._seal({**attempt, "provider": name, "to": to, "exp": time.time() + ATTEMPT_SECONDS})
+        attempt: dict[str, Any] = {key: begun[key] for key in ("state", "nonce", "code_verifier")}
+        attempt |= {"provider": name, "to": to, "exp": time.time() + ATTEMPT_SECONDS}
+        return begun["url"], self._seal(json.dumps(attempt))
 
     async def finish(self, name: str, query: Mapping[str, str], cookie: str) -> FinishedLogin:
         """Check the provider's response and its ID token (steps 1 to 5)."""
@@ -120,14 +125,31 @@ class LoginClient:
         attempt = self._open_attempt(name, query, cookie)
         token = await self._exchange(client, query["code"], attempt)
         person = await self._read_person(client, token, attempt["nonce"])
-        return FinishedLogin(client.provider, person, str(token["id_token"]), attempt["to"])
+        return FinishedLogin(client.provider, person, self._seal(str(token["id_token"])), attempt["to"])
 
-    async def logout_url(self, name: str, id_token: str) -> str:
+    async def read_id_token(self, id_token: str) -> FinishedLogin:
+        """Check an ID token that `hanse login` got from a provider, for the client that is registered for it.
+
+        Its nonce is of the program, which has checked it. Steps 3 to 5 are those of a login.
+        """
+        named = json.loads(jws.extract_compact(id_token.encode()).payload)["iss"]
+        clients = [one for one in self._clients.values() if one.provider.cli_client_id]
+        client = next((one for one in clients if one.provider.issuer == named), None)
+        if client is None:
+            raise BadInput(f"expected an ID token of a provider with `cli_client_id`, got one of {str(named)[:200]!r}")
+        claims = await client.decode(id_token)
+        _check_cli_token(claims, client.provider)
+        return FinishedLogin(client.provider, _make_person(claims, client.provider), "", "/")
+
+    async def logout_url(self, name: str, sealed_id_token: str) -> str:
         """Return the provider's logout address for the browser; empty if it has none, or is down or unknown."""
         try:
             app = await self.client(name).app()
-            back = f"{self._base}/login"
-            about = {"post_logout_redirect_uri": back, "id_token_hint": id_token, "client_id": app.client_id}
+            about = {
+                "post_logout_redirect_uri": f"{self._base}/login",
+                "id_token_hint": self._unseal(sealed_id_token),
+                "client_id": app.client_id,
+            }
             url: str = (await app.create_logout_url(**about))["url"]
         except FAILED:
             return ""
@@ -144,14 +166,17 @@ class LoginClient:
     def _callback(self, name: str) -> str:
         return f"{self._base}/login/with/{name}/callback"
 
-    def _seal(self, attempt: Mapping[str, Any]) -> str:
-        return jwe.encrypt_compact({"alg": "dir", "enc": "A256GCM"}, json.dumps(attempt), self._key)
+    def _seal(self, text: str) -> str:
+        return jwe.encrypt_compact({"alg": "dir", "enc": "A256GCM"}, text, self._key)
+
+    def _unseal(self, text: str) -> str:
+        return (jwe.decrypt_compact(text, self._key).plaintext or b"").decode()
 
     def _open_attempt(self, name: str, query: Mapping[str, str], cookie: str) -> dict[str, Any]:
         """Return the login attempt of this browser, for this response (step 1)."""
         if not cookie:
             raise BadInput("expected the cookie of a login that this browser began, got none")
-        attempt: dict[str, Any] = json.loads(jwe.decrypt_compact(cookie, self._key).plaintext or b"")
+        attempt: dict[str, Any] = json.loads(self._unseal(cookie))
         if attempt["provider"] != name or attempt["exp"] <= time.time():
             raise BadInput("expected a login begun here within ten minutes, got an older one or another provider's")
         if not secrets.compare_digest(query.get("state", "").encode(), attempt["state"].encode()):
@@ -180,20 +205,37 @@ class LoginClient:
             "nonce": {"essential": True, "values": [nonce]},
         }
         claims = await app.parse_id_token(dict(token), nonce, claims_options=expected, leeway=LEEWAY_S)
-        if len(subject := f"{provider.issuer}#{claims['sub']}") > _SUBJECT_MAX:
-            raise BadInput(f"expected issuer and subject of at most {_SUBJECT_MAX} characters, got {len(subject)}")
-        roles = _read_roles(claims, provider)
-        if not roles:
-            raise BadInput(
-                f"expected a value of {provider.roles_claim} that gives a role, got none for {claims['sub']}"
-            )
-        return Person(
-            subject=subject,
-            name=_read_name(claims, provider),
-            roles=roles,
-            sid=str(claims.get("sid", "")),
-            expires_at=min(float(claims["exp"]), time.time() + SESSION_SECONDS_MAX),
-        )
+        return _make_person(claims, provider)
+
+
+def _make_person(claims: Mapping[str, Any], provider: Provider) -> Person:
+    """Return the person whom checked claims name (step 5). Raises: BadInput without a role."""
+    if len(subject := f"{provider.issuer}#{claims['sub']}") > _SUBJECT_MAX:
+        raise BadInput(f"expected issuer and subject of at most {_SUBJECT_MAX} characters, got {len(subject)}")
+    roles = _read_roles(claims, provider)
+    if not roles:
+        raise BadInput(f"expected a value of {provider.roles_claim} that gives a role, got none for {claims['sub']}")
+    return Person(
+        subject=subject,
+        name=_read_name(claims, provider),
+        roles=roles,
+        sid=str(claims.get("sid", "")),
+        expires_at=min(float(claims["exp"]), time.time() + SESSION_SECONDS_MAX),
+    )
+
+
+def _check_cli_token(claims: Mapping[str, Any], provider: Provider) -> None:
+    """Check the ID token of `hanse login`. Raises: JoseError; BadInput for a token of another client or kind."""
+    expected = {name: {"essential": True} for name in ("sub", "exp", "iat")} | {
+        "iss": {"essential": True, "values": [provider.issuer]},
+        "aud": {"essential": True, "values": [provider.cli_client_id]},
+    }
+    JWTClaims(dict(claims), {}, expected).validate(leeway=LEEWAY_S)
+    audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+    if audiences != [provider.cli_client_id] or claims.get("azp", provider.cli_client_id) != provider.cli_client_id:
+        raise BadInput(f"expected an ID token for {provider.cli_client_id} alone, got one for others too")
+    if "events" in claims or claims.get("typ", "ID") != "ID":
+        raise BadInput("expected an ID token, got another kind of token")
 
 
 def _check_logout(claims: Mapping[str, Any], provider: Provider) -> None:

@@ -63,17 +63,6 @@
     for (const details of document.querySelectorAll(".all-filters")) details.open = false;
   };
 
-  /* A form with a question in its field `ask`: asked here, so that the server does not have to on a page of its own. */
-  const confirmations = () => {
-    for (const form of document.querySelectorAll("form:has(input[type=hidden][name=ask])")) {
-      form.addEventListener("submit", (event) => {
-        const ask = form.elements.ask;
-        ask.disabled = confirm(ask.value);
-        if (!ask.disabled) event.preventDefault();
-      });
-    }
-  };
-
   /* What was sent is not sent again by a second click; after a while it may be, as it may have failed. Soon where that
      only asks (`data-again`): its answer may be a file, or have been stopped, and this page stays. */
   const sentOnce = () => {
@@ -96,7 +85,6 @@
     rowFilters();
     searchKey();
     facetFolding();
-    confirmations();
     sentOnce();
   });
 })();

@@ -10,6 +10,14 @@ TIERS = {
     "contractual": "rests on the contract",
     "refused": "not understood",
 }
+OWNERS_GROUPS = {
+    "may": "They may",
+    "only_if": "Only if",
+    "limits": "Within these limits",
+    "never": "Never",
+    "must": "They must",
+}
+CONSUMERS_GROUPS = OWNERS_GROUPS | {"may": "You may", "must": "You must"}
 
 
 def format_age(seconds: float) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from connector.errors import Unauthenticated, harmless
+from connector.errors import BadInput, Unauthenticated, harmless
 from connector.events import RequestRefused, SessionEnded, SessionStarted, TokenRevoked
 from connector.identity.openid.issuer_client import FAILED
 from connector.identity.openid.login import FinishedLogin, LoginClient, Person
@@ -24,6 +24,10 @@ from connector.store.tables import SignOnSession
 
 _NO_ROLE = "its owner has none of its scopes any more"
 ATTEMPT_COOKIE = "hanse_sign_on"
+GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+ID_TYPE = "urn:ietf:params:oauth:token-type:id_token"
+_ID_TOKEN_MAX = 16 * 2**10
+_SESSIONS_MAX = 50  # of one person
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,27 @@ class SignOn:
         seconds = max(1, int(finished.person.expires_at - time.time()))
         return Login(session, seconds, finished.to, _list_scopes(finished.person))
 
+    async def exchange(self, body: bytes) -> Login:
+        """Start a session for the ID token in a form, which `hanse login` got from a provider (RFC 8693).
+
+        Raises: Unauthenticated without a reason, which is recorded.
+        """
+        try:
+            form = parse_form(body)
+            if form.get("grant_type") != GRANT or not 0 < len(form.get("subject_token", "")) <= _ID_TOKEN_MAX:
+                raise BadInput(f"expected the grant {GRANT} with an ID token of at most {_ID_TOKEN_MAX} characters")
+            finished = await self._logins.read_id_token(form["subject_token"])
+            seconds = int(finished.person.expires_at - time.time())
+            if seconds < 1:
+                raise BadInput("expected an ID token that lasts, got one that ends now")
+        except FAILED as error:
+            raise await self._refuse("", error) from error
+        return Login(await self._start(finished), seconds, finished.to, _list_scopes(finished.person))
+
+    async def revoke(self, session: str) -> None:
+        """End a session if there is one. Its provider is not told: the caller revokes its own token there."""
+        await self._remove(session)
+
     async def end(self, session: str) -> str:
         """End a session; return the provider's logout address for the browser, or an empty text."""
         row = await self._remove(session)
@@ -97,10 +122,12 @@ class SignOn:
 
         def work(tx: Transaction) -> None:
             tx.sessions.remove_over(tx.now)
+            for old in tx.sessions.list_newest(person.subject)[_SESSIONS_MAX - 1 :]:
+                _end(tx, old, reason=f"more than {_SESSIONS_MAX} sessions of one person")
             tx.sessions.add(
                 SignOnSession(
                     digest=digest_of(text), provider=provider.name, subject=person.subject, sid=person.sid,
-                    name=person.name, scopes=scopes, id_token=finished.id_token,
+                    name=person.name, scopes=scopes, id_token=finished.sealed_id_token,
                     created_at=tx.now, expires_at=person.expires_at,
                 )
             )  # fmt: skip
@@ -136,7 +163,7 @@ class SignOn:
                 outcome="refused",
                 code="sign_on_failed",
                 reason=f"{type(error).__name__}: {reason}",
-                detail={"provider": name},
+                detail={"provider": name} if name else {},
             )
         )
         return Unauthenticated("sign-on failed; try again, or ask the operator, whose log has the reason")

@@ -30,6 +30,11 @@ class SessionQueries:
             query = query.where(SignOnSession.subject == subject)
         return self._session.scalars(query).all()
 
+    def list_newest(self, subject: str) -> Sequence[SignOnSession]:
+        """List the sessions of a subject, the newest first."""
+        query = select(SignOnSession).where(SignOnSession.subject == subject)
+        return self._session.scalars(query.order_by(SignOnSession.created_at.desc())).all()
+
     def is_admin(self, subject: str, now: float) -> bool:
         """Return whether a session of this person with the scope admin is open."""
         query = select(SignOnSession).where(SignOnSession.subject == subject, SignOnSession.expires_at > now)

@@ -294,8 +294,8 @@ def test_a_path_leads_to_its_dataset_and_to_no_other_that_ends_alike(dataset_id:
 def test_rules_with_the_same_conditions_are_said_once() -> None:
     rule = {"constraint": [PURPOSE]}
     policy = {"permission": [{"action": "ds:query", **rule}, {"action": "ds:stream", **rule}, {"action": "ds:train"}]}
-    found = page_text.clauses(card(policy).offers[0])
-    assert [(len(one.rules), len(one.conditions)) for one in found] == [(2, 1), (1, 0)]
+    found = page_text.grouped(card(policy).offers[0])
+    assert [(one.kind, len(one.terms)) for one in found] == [("may", 2), ("only_if", 1), ("may", 1)]
 
 
 @pytest.mark.parametrize(

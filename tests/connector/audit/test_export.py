@@ -11,9 +11,11 @@ from zipfile import ZipFile
 
 import pytest
 from hanse.audit.verify import MEMBERS, Report, verify
+from hanse.cli.audit import verify as show_evidence
 
 from connector.audit.log import Filter
 from connector.errors import Busy, NotFound
+from connector.events import AgreementConcluded
 from connector.store import Store
 from tests.connector.audit.support import SIGNER, evidence, log_over, story
 
@@ -110,3 +112,31 @@ async def test_an_export_leaves_nothing_behind(sqlite_store: Store, tmp_path: Pa
     await sqlite_store.write(story(3))
     await evidence(log_over(sqlite_store), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("which", [Filter(), Filter(kind="AgreementConcluded")])
+async def test_the_verifier_shows_who_was_verified_when_an_agreement_was_made(
+    sqlite_store: Store, tmp_path: Path, which: Filter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    credential = {
+        "id": "urn:uuid:1",
+        "issuer": "did:web:i.example",
+        "types": ["M"],
+        "status_checked_at": 0,
+        "key": "k2",
+    }
+    verified = {"holder": "did:web:south.example", "key": "k1", "credentials": [credential]}
+
+    def conclude(tx: Any) -> None:
+        for detail in ({"verified": verified}, {}, {"verified": "nonsense"}):
+            tx.publish(AgreementConcluded(actor="us", agreement="urn:a", detail=detail))
+
+    log, path = log_over(sqlite_store), tmp_path / "evidence.zip"
+    await sqlite_store.write(conclude)
+    path.write_bytes(await evidence(log, tmp_path, which))
+    report = verify(path, key=SIGNER.vkey)
+    assert (report.ok, report.identities) == (True, ({"record": 0, "agreement": "urn:a", **verified},))
+    show_evidence(path, key=SIGNER.vkey)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "urn:a was concluded with did:web:south.example, key k1" in shown
+    assert "M urn:uuid:1 of did:web:i.example, signed with k2, status checked 1970-01-01 00:00:00Z" in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -65,7 +65,9 @@ class Console:
         token = await self.token(*(scopes or ("admin",)))
         return await self.http.get(path, headers={"cookie": f"{COOKIE}={token}"})
 
-    async def post(self, path: str, data: dict[str, str], *scopes: str, **headers: str) -> httpx2.Response:
+    async def post(
+        self, path: str, data: Mapping[str, str | list[str]], *scopes: str, **headers: str
+    ) -> httpx2.Response:
         token = await self.token(*(scopes or ("admin",)))
         said = {name.replace("_", "-"): value for name, value in headers.items()} or {"sec-fetch-site": "same-origin"}
         return await self.http.post(path, data=data, headers={"cookie": f"{COOKIE}={token}", **said})

@@ -100,13 +100,18 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
         sqlite_store, owners, pool, work_dir=tmp_path / "q", tables_for=owners.tables_for, ticket=owners.ticket  # type: ignore[arg-type]  # stands in for the network
     )  # fmt: skip
     tokens, app = Tokens(sqlite_store), FastAPI()
-    desk = PageRenderer(tokens, name="lab", title="", participant="did:web:lab.example", version="0", members=_nobody)
+    lab = {"name": "lab", "title": "", "participant": "did:web:lab.example", "version": "0"}
+    desk = PageRenderer(tokens, **lab, members=_nobody, waiting=_nothing)
     holdings: Any = SimpleNamespace(tables=_no_tables)
     app.include_router(query.router(desk, coordinator=coordinator, holdings=holdings))
     headers = {"authorization": f"Bearer {await issued(tokens, 'ada', ['consume'])}"}
     async with served(app) as url, httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
         yield Asker(http, owners, coordinator, events)
     unsubscribe()
+
+
+async def _nothing() -> int:
+    return 0
 
 
 async def _nobody() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from zipfile import ZipFile
 
 import pytest
@@ -22,7 +22,6 @@ from sqlalchemy import inspect
 
 from connector.audit.log import Filter
 from connector.console.page import Names, PageRenderer
-from connector.console.view import formatting
 from connector.dsp import agreement_terms
 from connector.events import QueryCoordinated, RequestRefused
 from connector.federation.planner.model import GridInfo, KnownTables, TableColumn, TableInfo
@@ -473,6 +472,157 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
 
 
+async def test_nothing_to_decide_is_no_badge(empty: Console) -> None:
+    assert "badge" not in (await empty.get("/datasets", "read")).text
+
+
+async def test_a_file_is_chosen_by_browsing(full: Console, tmp_path: Path) -> None:
+    roots = (await full.get("/datasets/browse", "owner")).text
+    root = re.search(r"/datasets/browse\?path=([^\"]+)", roots)
+    assert root is not None
+    folder = Path(unquote(root[1]))
+    (folder / "Visits 2024.csv").write_text("a\n1\n")
+    listed = unescape((await full.get(f"/datasets/browse?path={root[1]}", "owner")).text)
+    link = re.search(r'href="(/datasets/new\?path=[^"]+Visits[^"]+)"', listed)
+    assert link is not None
+    form = (await full.get(link[1], "owner")).text
+    assert 'name="name" value="visits_2024"' in form
+    refused = await full.get("/datasets/browse?path=/etc", "owner")
+    assert (refused.status_code, "outside the directories" in refused.text) == (400, True)
+
+
+async def test_the_texts_on_a_dataset_are_changed_and_recorded(full: Console) -> None:
+    page = (await full.get("/datasets/patients/texts", "owner")).text
+    assert 'value="health"' in page
+    new = {"title": "All <patients>", "description": "Who came.", "keywords": "health, visits", "license": "CC0"}
+    answer = await full.post("/datasets/patients/texts", new, "owner")
+    assert answer.headers["location"] == "/datasets/patients"
+    assert "All &lt;patients&gt;" in (await full.get("/datasets/patients", "read")).text
+    await full.parts.sequencer.settle()
+    (record, *_) = await full.parts.log.page(Filter(kind="DatasetDescribed"), before=None, limit=5)
+    assert '"changed":["title","keywords","theme"]' in record.text
+    long = await full.post("/datasets/patients/texts", new | {"title": "x" * 301}, "owner")
+    assert (long.status_code, "x" * 301 in long.text) == (400, True)
+
+
+async def test_what_waits_for_a_decision_is_on_the_tab_and_in_the_title(full: Console) -> None:
+    page = (await full.get("/datasets", "read")).text
+    assert "<title>(1) " in page
+    assert '<span class="badge" title="1 request to decide">1</span>' in page
+
+
+FIELDS = {
+    "fields": "1", "shown": "patients", "dataset": "patients", "form": "", "before": "", "name": "by-fields",
+    "membership": "active", "may": "query", "purposes": "dpv:ScientificResearch", "until": "2099-12-31",
+    "answers": "aggregate", "min_group": "5", "per": "patient", "use:region": "group", "use:age": "measure",
+    "how:age": "0..120", "seen": ["patient", "age", "region", "note"], "queries_per_day": "20", "decide": "manual",
+}  # fmt: skip
+
+
+def read_drawn(page: str) -> str:
+    """What a page says its fields were drawn of."""
+    found = re.search(r'name="drawn" value="(\w+)"', page)
+    assert found is not None
+    return found[1]
+
+
+async def test_an_offer_is_written_and_published_by_fields_alone(full: Console) -> None:
+    await full.parts.offers.withdraw(OFFER, by="test")
+    checked = await full.post("/offers/check", FIELDS, "owner")
+    yaml = re.search(r"<textarea[^>]*>([^<]*)</textarea>", checked.text)
+    assert yaml is not None
+    written = unescape(yaml[1]).strip()
+    assert "group_by: {region: exact}, measure: {age: 0..120}" in written
+    assert "It fits <b>Patients" in checked.text
+    published = await full.post("/offers/new", FIELDS | {"drawn": read_drawn(checked.text), "do": "publish"}, "owner")
+    assert published.headers["location"] == "/offers/urn:hanse:offer:by-fields"
+    assert (await full.parts.offers.get("urn:hanse:offer:by-fields")).form.strip() == written
+
+
+ROWS = {**{name: value for name, value in FIELDS.items() if ":" not in name}, "answers": "", "seen": ["age", "region"]}
+
+
+async def publish_unseen(full: Console, **changes: str | list[str]) -> str:
+    """Post changed fields of a page of rows, without looking at the page again; the problem that is shown."""
+    await full.parts.offers.withdraw(OFFER, by="test")
+    page = (await full.post("/offers/check", ROWS, "owner")).text
+    yaml = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page)
+    assert yaml is not None
+    text = unescape(yaml[1])
+    shown = ROWS | {"drawn": read_drawn(page), "form": text, "before": text, "do": "publish"}
+    answer = await full.post("/offers/new", shown | changes, "owner")
+    assert (answer.status_code, len(await full.parts.offers.page())) == (400, 1)
+    return unescape(answer.text)
+
+
+async def test_another_kind_of_answer_is_shown_before_it_is_published(full: Console) -> None:
+    assert "look at the fields as they are now" in await publish_unseen(full, answers="aggregate", min_group="5")
+
+
+async def test_columns_of_another_dataset_are_shown_before_they_are_published(full: Console) -> None:
+    assert "look at the fields as they are now" in await publish_unseen(full, shown="other", drawn="other")
+
+
+async def test_changes_in_fields_and_yaml_at_once_are_not_published(full: Console) -> None:
+    text = "offer: by-fields\ndataset: patients\nmay: [query]\n"
+    assert "the YAML counts" in await publish_unseen(full, form=text, seen=["age"])
+
+
+async def test_a_ticked_column_is_needed_where_later_ones_are_hidden(full: Console) -> None:
+    said = await publish_unseen(full, seen=[], later_hidden="yes")
+    assert "expected a column to show" in said
+
+
+async def test_a_text_that_is_too_long_is_not_cut(full: Console) -> None:
+    text = FORM.replace("small-groups", "long") + "#" * 65_536 + "\ncolumns: {hide: [note]}\n"
+    answer = await full.post("/offers/new", {"form": text, "dataset": "patients", "do": "publish"}, "owner")
+    assert (answer.status_code, len(await full.parts.offers.page())) == (400, 1)
+
+
+async def test_the_first_edit_of_a_dataset_named_by_its_id_counts(full: Console) -> None:
+    page = (await full.get(f"/offers/new?based={OFFER}&dataset=urn:hanse:north:patients", "owner")).text
+    assert 'name="shown" value="patients"' in page
+
+
+async def test_an_edited_yaml_counts_more_than_the_fields(full: Console) -> None:
+    text = FORM.replace("small-groups", "by-yaml")
+    answer = await full.post("/offers/check", FIELDS | {"form": text, "before": "offer: old"}, "owner")
+    assert 'name="name" value="by-yaml"' in answer.text
+
+
+async def test_a_changed_field_keeps_words_without_a_field(full: Console) -> None:
+    text = FORM.replace("membership: active", "membership: active, security: high")
+    shown = FIELDS | {"form": text, "before": text, "name": "renamed"}
+    answer = await full.post("/offers/check", shown, "owner")
+    assert "security: high" in unescape(answer.text)
+    assert "stay as the YAML has them: security." in answer.text
+
+
+async def test_another_dataset_brings_its_columns(full: Console) -> None:
+    text = FORM.replace("dataset: patients\n", "dataset: other\n").replace("region", "district")
+    shown = FIELDS | {"form": text, "before": text, "shown": "other"}
+    answer = unescape((await full.post("/offers/check", shown, "owner")).text)
+    assert "district" not in answer
+    assert "measure: {age: 0..120}" in answer
+
+
+async def test_fields_that_cannot_show_the_yaml_make_place_for_it(full: Console) -> None:
+    for text in ("offer: [", "offer: x\ndataset: patients\nodrl: {permission: [{action: 'ds:query'}]}\n"):
+        answer = await full.post("/offers/check", FIELDS | {"form": text}, "owner")
+        assert 'name="fields"' not in answer.text
+        assert Reader(f"<h1>{answer.text}</h1>").problems == []
+
+
+async def test_a_new_offer_shows_what_differs_from_the_one_it_replaces(full: Console) -> None:
+    text = FORM.replace("small-groups", "newer").replace("queries_per_day: 20", "queries_per_day: 30")
+    data = {"form": text, "before": text, "dataset": "patients", "based": OFFER}
+    page = (await full.post("/offers/new", data, "owner")).text
+    assert re.findall(r"<(?:ins|del)>[^<]*at most (\d+)", page) == ["20", "30"]
+    published = await full.post("/offers/new", data | {"do": "publish", "withdraw": "yes"}, "owner")
+    assert published.headers["location"] == "/offers/urn:hanse:offer:newer"
+    assert (await full.parts.offers.get(OFFER)).withdrawn_at is not None
+
+
 async def test_a_mistake_in_a_trial_leaves_the_text_where_it_is(full: Console) -> None:
     data = {"form": FORM.replace("small-groups", "second"), "dataset": "patients", "do": "try", "at": "next week"}
     answer = await full.post("/offers/new", data, "owner")
@@ -500,7 +650,7 @@ UNPUBLISHABLE = [
     ("offer: x\nmay: [fly]\n", "fly"),
     ("offer: [\n", "YAML"),
     (FORM.replace("region", "country").replace("small-groups", "other"), "country"),
-    ("", "form is empty"),
+    ("", "offer is empty"),
     (FORM, "exists"),
 ]
 
@@ -512,14 +662,6 @@ async def test_an_offer_that_cannot_be_published_says_why_beside_its_text(full: 
         assert said in answer.text
         assert Reader(answer.text).problems == []
     assert len(await full.parts.offers.page()) == 1
-
-
-def test_rules_with_the_same_conditions_and_masks_are_said_together() -> None:
-    parts = ("", "/constraint/0", "/duty/0")
-    lines = [{"path": f"/permission/{rule}{part}", "text": part or str(rule)} for rule in (0, 1) for part in parts]
-    (clause,) = formatting.clauses(lines)
-    assert [line["text"] for line in clause.rules] == ["0", "1"]
-    assert [line["text"] for line in clause.conditions] == ["/constraint/0", "/duty/0"]
 
 
 async def test_an_agreement_shows_what_is_counted_of_it_and_nothing_else(full: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from connector.dataplane import foreign_fetch
 from connector.dataplane.data_address import PATH
 from connector.dataplane.foreign_fetch import FetchHead, FetchSource, ForeignFetches
-from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerFailed, PeerRefused
+from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerFailed, PeerNonsense, PeerRefused
 from connector.events import Event
 from connector.infra.http.media_type import OCTETS
 from connector.infra.net.http_client import AddressGuard, HttpClient
@@ -131,10 +132,14 @@ BROKEN: dict[str, tuple[bytes, type[HanseError]]] = {
     "no success": (sized(500, b"no"), PeerRefused),
     "a part": (sized(206, ROWS), PeerRefused),
     "cut": (plain(200, ROWS, content_length="1000"), PeerFailed),
+    "gzip": (sized(200, gzip.compress(ROWS), content_encoding="gzip"), PeerNonsense),
+    "gzip in gzip": (sized(200, gzip.compress(gzip.compress(ROWS)), content_encoding="GZIP, gzip"), PeerNonsense),
+    "an unknown encoding": (sized(200, ROWS, content_encoding="x-\x1b[2J"), PeerNonsense),
     "cut between pieces": (chunked(ROWS, ended=False), PeerFailed),
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("body", "kind"), BROKEN.values(), ids=BROKEN.keys())
 async def test_what_is_not_complete_is_an_error_and_recorded(
     reader: Reader, body: bytes, kind: type[HanseError]

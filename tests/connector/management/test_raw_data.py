@@ -131,6 +131,7 @@ PREVIEW = f"as={PARTNER}&offer={ROWS['offer']}"
 TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/api/v1/datasets"): lambda o: {"body": {"name": "more", "path": str(o.top / "more")}},
     ("POST", "/api/v1/datasets/{name}/versions"): lambda o: {"body": {"path": str(o.top / "people-60")}},
+    ("PUT", "/api/v1/datasets/{name}/texts"): lambda _: {"body": {"title": "People of a town"}},
     ("GET", "/api/v1/datasets"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}/preview"): lambda _: {"query": PREVIEW},
@@ -141,6 +142,8 @@ TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/datasets/{name}/versions"): lambda o: {"form": {"path": str(o.top / "people-70")}},
     ("GET", "/datasets/{name}"): lambda _: {},
     ("POST", "/datasets/{name}/remove"): lambda _: {"path": "/datasets/again/remove", "form": {"x": "y"}},
+    ("GET", "/offers/new"): lambda _: {"query": "dataset=people"},
+    ("POST", "/offers/check"): lambda _: {"form": {"dataset": "people"}},
     ("POST", "/offers/new"): lambda _: {"form": {"do": "check", "form": json.dumps(GROUPS)}},
     ("GET", "/offers/preview"): lambda _: {"query": PREVIEW},
 }

@@ -92,7 +92,7 @@ async def test_other_groups_of_one_dataset_are_refused_until_the_first_is_gone(o
     assert await published(owner, groups(f"o:{name}:2", name)) == []
     error = await refused(owner, groups(f"o:{name}:3", name, width="4"))
     assert error.code == "grids_differ"
-    assert f"/permission/0 of offer o:{name}:3 counts" in error.message
+    assert f"offer o:{name}:3 counts" in error.message
     assert f"offer o:{name}:1, offer o:{name}:2" in error.message
     assert [one["code"] for one in error.facts["problems"]] == ["grids_differ"]
     for number in (1, 2):

@@ -93,14 +93,14 @@ async def test_a_stored_credential_is_verified_again(two: Two) -> None:
     assert await distrusting.find_current(HOLDER) == ()
     forged = Presented(time.time(), (two.world.credential() + "x",))
     shared = SharedCallers(two.stores[0])
-    await shared.put(HOLDER, forged, until=time.time() + 60)
+    await shared.store_presented(HOLDER, forged, until=time.time() + 60)
     assert await verifier(two.world, shared=shared).find_current(HOLDER) == ()
 
 
 async def test_an_older_presentation_replaces_no_later_one(store: Store) -> None:
     shared = SharedCallers(store)
     for at, text in ((NOW, "later"), (NOW - 5, "earlier")):
-        await shared.put(HOLDER, Presented(at, (text,)), until=NOW + 60)
+        await shared.store_presented(HOLDER, Presented(at, (text,)), until=NOW + 60)
     await shared.forget(HOLDER, before=NOW)
     assert await shared.find(HOLDER) == Presented(NOW, ("later",))
     await shared.forget(HOLDER, before=NOW + 1)

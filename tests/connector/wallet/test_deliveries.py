@@ -118,6 +118,7 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
 async def test_a_delivery_that_is_wrong_is_refused(
     store: Store, wallet: httpx2.AsyncClient, changes: dict[str, Any]
@@ -136,6 +137,7 @@ FORGED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED.keys())
 async def test_one_wrong_credential_refuses_the_whole_delivery(
     store: Store, wallet: httpx2.AsyncClient, changes: dict[str, Any]
@@ -196,6 +198,7 @@ async def test_an_offer_is_recorded_for_the_operator(
     assert [event.actor for event in seen] == ([ISSUER] if status == 200 else [])
 
 
+@pytest.mark.hostile
 async def test_a_query_beyond_its_token_is_refused_where_peers_expect_it(wallet: httpx2.AsyncClient) -> None:
     signed = await OwnWallet(did=HOLDER, key=KEYS[HOLDER]).sign(US, scopes=[SCOPE])
     token = jwt.decode(signed, KEYS[HOLDER], algorithms=["ES256"]).claims["token"]
@@ -220,6 +223,7 @@ async def test_our_programs_have_tokens_signed_with_scopes_or_a_token(wallet: ht
             assert claims.get("token") == more.get("token")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
@@ -252,6 +256,7 @@ async def test_tokens_and_guesses_of_the_secret_are_recorded(store: Store, walle
     assert "guess" not in str(told)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("content", ["nonsense", "a=1&a=2", "&".join(f"a{i}=1" for i in range(17)), "%ff\u00e9"])
 async def test_what_is_no_form_is_refused(wallet: httpx2.AsyncClient, content: str) -> None:
     assert (await wallet.post("/sts/token", content=content)).status_code == 400

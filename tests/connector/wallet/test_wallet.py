@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from connector.errors import BadInput, Busy, PeerUnreachable, Unauthenticated
 from connector.identity.credentials.access_token import mint_access_token
 from connector.identity.credentials.presentation import read_presentation
-from connector.identity.credentials.signed_jwt import read_jwt
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
+from connector.identity.signed_jwt import read_jwt
 from connector.infra.http import problem_json
 from connector.infra.net.http_client import Reply
 from connector.store import Store
@@ -173,6 +173,7 @@ async def test_without_an_access_token_of_ours_nothing_is_seen(
     assert (await ask(wallet, head=head if isinstance(head, str) else head())).status_code == 401
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
@@ -194,6 +195,7 @@ async def test_a_query_that_cannot_be_answered_is_refused(
     assert (await ask(wallet, **changes)).status_code == status
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b"[" * 90_000])
 async def test_a_query_that_is_no_message_is_refused(wallet: httpx2.AsyncClient, body: bytes) -> None:
     heads = {"authorization": us_to_holder(granted())}
@@ -252,6 +254,7 @@ def test_a_file_without_a_credential_is_named(tmp_path: Path) -> None:
         _read(tmp_path / "none")
 
 
+@pytest.mark.hostile
 async def test_a_query_with_a_used_token_is_refused(store: Store, wallet: httpx2.AsyncClient) -> None:
     await hold(store)
     head = us_to_holder(granted())

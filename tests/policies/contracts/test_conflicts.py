@@ -114,7 +114,7 @@ def test_the_owner_is_told_of_both_by_name_and_what_to_do() -> None:
     others = [standing(f"offer urn:{number}", *TWENTIES) for number in range(5)]
     (problem,) = conflicts.find_conflicts(standing("offer urn:new", *COUNTED), others)
     assert (problem.level, problem.path) == ("error", "/permission/0")
-    assert "/permission/0 of offer urn:new" in problem.message
+    assert "offer urn:new" in problem.message
     assert "offer urn:0, offer urn:1, offer urn:2 and 2 more" in problem.message
     assert "hanse offer withdraw" in problem.message
 

@@ -1,17 +1,20 @@
-"""`make tck-dcp`: the official kit of the Decentralized Claims Protocol, against a real connector, from a clean clone.
+"""`make tck-dcp`: the official kit of the Decentralized Claims Protocol against Hanse's processes, from a clean clone.
 
-In two parts the connector verifies, and holds credentials. Exit codes as in `tests/tck/run.py`; where the kit cannot
-be had the last line is `TCK-DCP NOT RUN: artifacts not reachable`.
+In three parts a connector verifies and holds credentials, and a catalogue issues them. Exit codes as in
+`tests/tck/run.py`; where the kit cannot be had the last line is `TCK-DCP NOT RUN: artifacts not reachable`.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import re
 import secrets
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Template
 
@@ -23,6 +26,7 @@ ROOT = HERE.parent.parent.parent
 sys.path[:1] = [str(ROOT)]  # started as a file, the tests' packages are found from the repository's root
 
 from tests.tck import run  # noqa: E402
+from tests.tck.dcp import issuer  # noqa: E402
 from tests.tck.product import Place, Product, free_port  # noqa: E402
 
 MARK = ROOT / "var" / "tck-dcp" / "not-reachable"  # .ci/run goes on past this, and past nothing else
@@ -33,7 +37,7 @@ _TYPE = "MembershipCredential"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A role of the connector: the packages of its cases, and how many pass."""
+    """A role: the packages of its cases, and how many pass."""
 
     packages: tuple[str, ...]
     expected: int
@@ -43,7 +47,9 @@ class Part:
 PARTS = {
     "verifier": Part(("presentation.verifier",), 20),
     "holder": Part(("presentation.cs", "issuance.cs"), 40),
+    "issuer": Part(("issuance.issuer",), 25),
 }
+_COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 
 
 def rules(kit_port: int, *, credentials: str) -> str:
@@ -65,7 +71,7 @@ def did_of(kit_port: int, party: str) -> str:
 def prepare(part: str, version: str, place: Place, kit_port: int) -> tuple[Path, dict[str, str]]:
     """Write the kit's properties and the connector's files; the properties and the connector's settings."""
     directory = place.directory
-    files = {name: directory / name for name in ("kit.properties", "rules.yaml", "sts.secret")}
+    files = {name: directory / name for name in ("rules.yaml", "sts.secret")}
     about = {"did.verifier": place.participant, "vpp.trigger.endpoint": f"{place.base}/catalog/request"}
     settings = {"CREDENTIAL_RULES": str(files["rules.yaml"]), "CREDENTIAL_SERVICE": f"{place.root}/dcp"}
     if part == "holder":
@@ -79,14 +85,20 @@ def prepare(part: str, version: str, place: Place, kit_port: int) -> tuple[Path,
             # RC6 wants a query beyond its access token refused, later versions want it answered within the token.
             "CREDENTIAL_REFUSE_UNGRANTED": str("RC6" in version).lower(),
         }
+    files["rules.yaml"].write_text(rules(kit_port, credentials="required" if part == "verifier" else "never"))
+    return write_properties(part, directory, kit_port, about), settings
+
+
+def write_properties(part: str, directory: Path, kit_port: int, about: dict[str, str]) -> Path:
+    """Write the kit's properties: what it runs, and `about` what."""
     known = {
         "kit_port": kit_port,
         "cases": ",".join(f"{_CASES}.{name}" for name in PARTS[part].packages),
         "about": "\n".join(f"dataspacetck.{name}={value}" for name, value in about.items()),
     }
-    files["rules.yaml"].write_text(rules(kit_port, credentials="required" if part == "verifier" else "never"))
-    files["kit.properties"].write_text(Template((HERE / "kit.properties").read_text()).substitute(known))
-    return files["kit.properties"], settings
+    file = directory / "kit.properties"
+    file.write_text(Template((HERE / "kit.properties").read_text()).substitute(known))
+    return file
 
 
 def describe_holder(place: Place, secret: str) -> dict[str, str]:
@@ -100,22 +112,42 @@ def describe_holder(place: Place, secret: str) -> dict[str, str]:
     }
 
 
-async def once(part: str, version: str, classes: str, directory: Path, only: str) -> int:
-    """One run of a part with a new connector; its exit code. Logs stay in `directory`."""
-    began, kit_port = time.monotonic(), free_port()
-    place = Place(directory, free_port(), free_port())
+@asynccontextmanager
+async def running(part: str, version: str, directory: Path) -> AsyncIterator[Path]:
+    """A new process in the role of this part, ready for the kit; the kit's properties."""
+    kit_port, place = free_port(), Place(directory, free_port(), free_port())
+    if part == "issuer":
+        holder = did_of(kit_port, "holder")
+        async with issuer.issuing(directory, place.public_port, holder, kit_port, hub="RC6" in version) as catalogue:
+            yield write_properties(part, directory, kit_port, {"did.issuer": catalogue.participant})
+        return
     properties, settings = prepare(part, version, place, kit_port)
     async with httpx2.AsyncClient(timeout=30, trust_env=False) as operator:
         product = Product(place, {}, operator, settings)
         try:
             await product.start()
-            print(f"kit {version}, {part}; logs in {directory}", flush=True)
-            code, last = await run.run_kit(classes, properties, least=1 if only else PARTS[part].expected, part=only)
+            yield properties
         finally:
             product.stop()
+
+
+async def once(part: str, version: str, classes: str, directory: Path, *, only: str, counts: list[str]) -> int:
+    """One run of a part with a new process; its exit code. Logs stay in `directory`, the line of counts in `counts`."""
+    began = time.monotonic()
+    async with running(part, version, directory) as properties:
+        print(f"kit {version}, {part}; logs in {directory}", flush=True)
+        code, last = await run.run_kit(classes, properties, least=1 if only else PARTS[part].expected, part=only)
     print(f"kit {version}, {part}, took {time.monotonic() - began:.1f} s, exit code {code}")
     print(last, flush=True)
+    counts.append(last)
     return code
+
+
+def total(counts: list[str]) -> str:
+    """The sums of lines of counts."""
+    found = [tuple(map(int, match.groups())) for line in counts if (match := _COUNTS.search(line))]
+    passed, failed, skipped = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0, 0)
+    return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
 def main() -> int:
@@ -133,11 +165,17 @@ def main() -> int:
     if found is None:
         return run.NOT_REACHABLE
     version, classes = found
-    runs = [
-        (f"run{number}-{part}", lambda place, part=part: once(part, version, classes, place, arguments.only))
-        for number, part in itertools.product(range(arguments.times), parts)
-    ]
-    return run.run_each(directory, runs)
+    for number in range(arguments.times):
+        counts: list[str] = []
+        runs = [
+            (f"run{number}-{part}", partial(once, part, version, classes, only=arguments.only, counts=counts))
+            for part in parts
+        ]
+        code = run.run_each(directory, runs)
+        print(f"total: {total(counts)}", flush=True)
+        if code:
+            return code
+    return 0
 
 
 if __name__ == "__main__":

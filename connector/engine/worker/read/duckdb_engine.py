@@ -1,6 +1,6 @@
 """Opens DuckDB without files, network or changeable settings, over named relations only. No other module opens it.
 
-Its settings are the second fence (federated-query, section 3.1); the first is the gate in `policies.enforce`, the
+Its settings are the second fence (decision 3); the first is the gate in `policies.enforce`, the
 third the process, which can be killed. Knows nothing of agreements, sockets or contract limits. Runs in a worker.
 """
 

@@ -1,7 +1,7 @@
 """Reads unchanged rows from Parquet with pyarrow, without the engine, where that is faster. Runs in a worker.
 
 pyarrow takes less processor time than the engine for blobs, and for numbers if it decodes a whole row group at once,
-in a thread while the previous one is sent. For texts and decimals it takes more (data-plane, section 1.3). So it reads
+in a thread while the previous one is sent. For texts and decimals it takes more. So it reads
 rows with blobs and rows of numbers only, and only where the files have exactly the answer's types: the rows are equal
 either way.
 """

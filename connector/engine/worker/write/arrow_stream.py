@@ -26,7 +26,7 @@ from connector.infra.formats.digests import new_digest
 if TYPE_CHECKING:
     from connector.engine.worker.session import Session
 
-_WORTH = 0.85  # of a batch's bytes; what compresses less is sent uncompressed (data-plane, section 6)
+_WORTH = 0.85  # of a batch's bytes; what compresses less is sent uncompressed
 _TRIED_EVERY = 16  # batches: how often compression is tried again
 _PIECE = 2**18  # bytes that stay in a processor's cache from their copy to their digest
 _SMALL = 2**16  # bytes that are copied faster than the interpreter's lock is released and taken again

@@ -1,4 +1,4 @@
-"""Differentially private noise on the answer of a private statement (federated-query, section 7, v2).
+"""Differentially private noise on the answer of a private statement.
 
 Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, which is proved safe for
 floats; each column gets an equal share of the answer's epsilon. The existence of a group depends on data, so groups of

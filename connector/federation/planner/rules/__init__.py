@@ -2,7 +2,8 @@
 
 A rule takes the tree of the whole query and returns a tree with the same answer (`apply(tree, planning)`). `place`
 cuts the tree: parts for owners become fragments, and the residual reads their tables. Its own rules in `placement` are
-for one SELECT block: whole queries, joins at one owner, partial aggregates, top-k.
+for one SELECT block: whole queries, joins at one owner, partial aggregates, top-k. The docs list them all in
+`docs/federated-query.md`, under "What runs where".
 """
 
 from __future__ import annotations

@@ -105,13 +105,13 @@ async def test_a_worker_that_is_free_before_a_new_one_has_started_is_taken(
     job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
     async with Pool(tmp_path, size=2, warm=1) as pool:
         await until(lambda: len(pool._idle) == 1)
-        only, start, started = pool._idle[0], asyncio.Event(), pool._started
+        only, start, started = pool._idle[0], asyncio.Event(), pool._start_worker
 
         async def late() -> WorkerProcess:
             await start.wait()
             return await started()
 
-        monkeypatch.setattr(pool, "_started", late)
+        monkeypatch.setattr(pool, "_start_worker", late)
         async with pool.run(job):
             waiting = asyncio.ensure_future(read(pool, job))
             await until(lambda: pool.processes == 2)
@@ -151,13 +151,13 @@ async def test_whoever_waits_for_one_that_starts_anyway_starts_no_other(
     tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, start = Pool(tmp_path, size=3, warm=1), asyncio.Event()
-    started = pool._started
+    started = pool._start_worker
 
     async def late() -> WorkerProcess:
         await start.wait()
         return await started()
 
-    monkeypatch.setattr(pool, "_started", late)
+    monkeypatch.setattr(pool, "_start_worker", late)
     async with pool:
         await until(lambda: pool.processes == 1)
         job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
@@ -235,7 +235,7 @@ async def test_whoever_waits_is_told_that_the_pool_closes(
     for size, warm in ((2, 1), (2, 0), (1, 0)):
         pool = Pool(tmp_path / f"{size}{warm}", size=size, warm=warm)
         never = asyncio.Event()
-        monkeypatch.setattr(pool, "_started", never.wait)
+        monkeypatch.setattr(pool, "_start_worker", never.wait)
         await pool.start()
         jobs = [asyncio.ensure_future(read(pool, job)) for _ in range(4)]
         await until(lambda: len(pool._takers) == pool._size)  # noqa: B023  of this round

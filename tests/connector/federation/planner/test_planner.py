@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from hanse.client import Dataset, Space
 
 from connector.errors import HanseError, QueryInvalid, Refused
 from connector.federation import plan_text
-from connector.federation.planner import sql_text
+from connector.federation.planner import placement, sql_text
 from connector.federation.planner.model import DataLayout, Mode, TableColumn, TableInfo
 from connector.federation.planner.planner import plan
 from connector.federation.planner.rules import RULES
@@ -739,6 +741,16 @@ def test_the_plan_in_words_says_what_a_condition_on_bins_compares() -> None:
     note = "age in bins of 2.5, each named by its lower edge: a condition on it compares that edge"
     assert f"    {note}" in plan_text.text(made).splitlines()
     assert [one["bins"] for one in plan_text.to_json(made)["fragments"]] == [[note]]
+
+
+def test_the_docs_list_each_rule_by_its_file_in_the_order_of_the_rules() -> None:
+    table = DOCS.read_text().split("| rule | what it does |")[1].split("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    placed = {one.name for one in pkgutil.iter_modules(placement.__path__)} - {"place"}
+    after = listed.index("place") + 1
+    assert [name for name in listed if name not in placed] == list(RULES)
+    assert sorted(listed[after : after + len(placed)]) == sorted(placed)
+    assert {path.stem for path in plan_cases.FOLDER.glob("*.sql")} == {*listed} - {"place"}
 
 
 def test_the_plan_that_the_docs_show_is_the_one_that_is_made() -> None:

@@ -106,7 +106,10 @@ async def test_a_credential_of_a_trusted_issuer_about_the_caller_is_accepted(
         "types": ["MembershipCredential"],
         "expires": credential.expires,
         "status_checked_at": credential.checked_at,
+        "key": credential.key,
     }
+    assert len(caller.key) == len(credential.key) == 43  # SHA-256 thumbprints
+    assert caller.proof() == {"holder": HOLDER, "key": caller.key, **caller.evidence()}
 
 
 def listed(text: bytes) -> dict[str, Any]:
@@ -252,6 +255,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("profile", [V1, V2])
 @pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())
 async def test_what_is_wrong_is_refused_without_a_reason_for_the_caller(changes: dict[str, Any], profile: str) -> None:
@@ -273,6 +277,7 @@ LATER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("changes", LATER.values(), ids=LATER.keys())
 async def test_what_cannot_be_checked_now_is_no_verdict(changes: dict[str, Any]) -> None:
     with pytest.raises(Busy) as caught:
@@ -292,6 +297,7 @@ async def test_all_calls_together_have_one_time_limit() -> None:
 TOKENS: dict[str, Any] = {"none": None, "empty": "", "a number": 5, "a list": ["t"], "too long": "x" * 8193, "é": "é"}
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS.keys())
 async def test_a_token_that_grants_no_query_causes_none(token: Any) -> None:
     world = World()
@@ -314,6 +320,7 @@ FORGED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED.keys())
 async def test_a_stranger_cannot_make_us_query(changes: dict[str, Any]) -> None:
     world = World()
@@ -322,6 +329,7 @@ async def test_a_stranger_cannot_make_us_query(changes: dict[str, Any]) -> None:
     assert QUERY not in world.calls
 
 
+@pytest.mark.hostile
 async def test_a_replayed_token_causes_no_second_query() -> None:
     world, text = World(), header()
     us = identity(world)
@@ -391,6 +399,7 @@ async def test_a_withdrawn_credential_lets_its_holder_in_no_more(monkeypatch: py
     assert await asked.find_current(HOLDER) == ()
 
 
+@pytest.mark.hostile
 async def test_an_expired_credential_lets_its_holder_in_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     world = World(vc={"exp": int(now + 20)})
@@ -418,6 +427,7 @@ async def test_who_must_present_credentials_is_in_the_rules(rules: dict[str, Any
     assert world.calls.count(QUERY) == queries
 
 
+@pytest.mark.hostile
 async def test_a_peer_that_must_present_credentials_cannot_leave_them_out() -> None:
     rules = {"credentials": "optional", "peers": {HOLDER: {"credentials": "required"}}}
     with pytest.raises(Unauthenticated):

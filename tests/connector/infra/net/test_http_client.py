@@ -90,12 +90,14 @@ def test_any_address_is_public_as_the_registry_says(bits: int) -> None:
         assert is_public(address) == expected_of(address), address
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("text", PRIVATE)
 async def test_an_address_that_is_not_public_is_never_pinned(text: str) -> None:
     with pytest.raises(AddressPrivate):
         await AddressGuard().pin(text, 443, secure=True)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"]
 )
@@ -129,6 +131,7 @@ async def test_plain_http_is_refused_for_public_addresses_even_where_it_is_allow
         await guard.pin("8.8.8.8", 80, secure=False)
 
 
+@pytest.mark.hostile
 async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from connector.events import Event, LogRead, TokenIssued
 from connector.identity.openid.login import LoginClient, Provider
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import COOKIE
-from connector.management.sign_on.people import ATTEMPT_COOKIE, SignOn
+from connector.management.sign_on.people import ATTEMPT_COOKIE, GRANT, ID_TYPE, SignOn
 from connector.management.sign_on.sign_on_file import ROLES, read_sign_on_file
 from tests.connector.console.support import Console, opened
 from tests.support.openid import CLIENT, ISSUER, MemoryProvider
@@ -26,6 +27,7 @@ from tests.support.openid import CLIENT, ISSUER, MemoryProvider
 START, BACK = "/login/with/clinic", "/login/with/clinic/callback"
 OUT = "/login/with/clinic/back-channel-logout"
 GROUPS = {"data-team": "owner", "board": "approver", "revision": "auditor", "it": "operator", "science": "reader"}
+CLI = "hanse-cli"
 PROVIDER = {"name": "clinic", "title": "The clinic", "issuer": ISSUER, "client_id": CLIENT, "roles": GROUPS}
 
 
@@ -60,8 +62,8 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     idp = MemoryProvider()
     async with opened(tmp_path) as desk:
         store, net = desk.parts.store, cast("HttpClient", idp)
-        one = Provider.model_validate(PROVIDER)
-        sign_on = SignOn(store, LoginClient(net, [one], base="http://console.test", secret=b"s" * 32))
+        both = [Provider.model_validate(PROVIDER | more) for more in ({}, {"name": "branch", "cli_client_id": CLI})]
+        sign_on = SignOn(store, LoginClient(net, both, base="http://console.test", secret=b"s" * 32))
         app = management_app(replace(desk.parts, sign_on=sign_on))
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://console.test") as http:
@@ -145,6 +147,7 @@ NO_LOGOUT = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("claims", NO_LOGOUT)
 async def test_a_wrong_logout_token_ends_nothing(lab: Lab, claims: dict[str, Any]) -> None:
     await lab.log_in("data-team")
@@ -173,6 +176,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("claims", "reason"), WRONG)
 async def test_a_wrong_id_token_is_refused_with_the_reason_in_our_log_alone(
     lab: Lab, claims: dict[str, Any], reason: str
@@ -190,6 +194,7 @@ async def refused(lab: Lab, answer: httpx2.Response, reason: str) -> None:
     assert (await lab.http.get("/api/v1/self")).status_code == 401
 
 
+@pytest.mark.hostile
 async def test_a_response_with_another_state_issuer_or_an_error_is_refused(lab: Lab) -> None:
     for changes in ({"state": "other"}, {"iss": "https://other.example"}, {"error": "access_denied"}):
         answer = await lab.log_in(**changes)
@@ -198,12 +203,52 @@ async def test_a_response_with_another_state_issuer_or_an_error_is_refused(lab: 
     assert all(word in reasons for word in ("expected the state", "got another's `iss`", "access_denied"))
 
 
+@pytest.mark.hostile
+async def test_a_login_at_one_provider_does_not_end_at_another(lab: Lab) -> None:
+    back = lab.idp.log_in((await lab.http.get(START)).headers["location"])
+    answer = await lab.http.get(BACK.replace("clinic", "branch"), params=back)
+    await refused(lab, answer, "another provider's")
+    assert COOKIE not in answer.cookies
+
+
+AWAY = ["//evil.example", "https://evil.example", "/\\evil.example", "/\t\\evil.example", "/\t/evil.example",
+        "/\r\n/evil.example", "\\\\evil.example", "/datasets\\..", "javascript:alert(1)", "/login"]  # fmt: skip
+
+
+@pytest.mark.parametrize("to", AWAY)
+async def test_a_login_leads_to_no_other_site(lab: Lab, to: str) -> None:
+    begun = await lab.http.get(START, params={"to": to})
+    page = (await lab.http.get(BACK, params=lab.idp.log_in(begun.headers["location"]))).text
+    assert re.findall('content="0;url=([^"]*)"', page) == ["/"]
+
+
+async def test_a_login_leads_to_the_page_that_was_asked_for(lab: Lab) -> None:
+    begun = await lab.http.get(START, params={"to": "/search?q=größe&page=2"})
+    page = (await lab.http.get(BACK, params=lab.idp.log_in(begun.headers["location"]))).text
+    assert re.findall('content="0;url=([^"]*)"', page) == ["/search?q=größe&amp;page=2"]
+
+
+async def test_the_id_token_is_stored_sealed(lab: Lab) -> None:
+    await lab.log_in("data-team")
+
+    def find(tx: Any) -> str:
+        [row] = tx.sessions.list_of(provider="clinic", subject=f"{ISSUER}#ada", sid="")
+        return str(row.id_token)
+
+    stored = await lab.desk.parts.store.read(find)
+    page = (await lab.http.post("/logout", headers={"sec-fetch-site": "same-origin"})).text
+    hint = re.findall("id_token_hint=([^&]+)", page)[0]
+    assert (hint.count("."), stored.count("."), hint in stored) == (2, 4, False)  # signed; encrypted
+
+
+@pytest.mark.hostile
 async def test_a_response_without_the_browsers_own_attempt_is_refused(lab: Lab) -> None:
     back = lab.idp.log_in((await lab.http.get(START)).headers["location"])
     lab.http.cookies.clear()
     await refused(lab, await lab.http.get(BACK, params=back), "cookie of a login")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("cookie", ["x", "a.b.c.d.e", ""])
 async def test_a_forged_attempt_is_refused(lab: Lab, cookie: str) -> None:
     headers = {"cookie": f"{ATTEMPT_COOKIE}={cookie}"}
@@ -220,6 +265,7 @@ async def test_a_code_is_good_once(lab: Lab) -> None:
     await refused(lab, await lab.http.get(BACK, params=back, headers=attempt), "invalid_grant")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("alg", ["none", "HS256"])
 async def test_an_algorithm_that_anyone_can_sign_with_is_refused(lab: Lab, alg: str) -> None:
     lab.idp.alg = alg
@@ -245,6 +291,7 @@ async def test_a_provider_that_is_down_is_refused_and_tokens_still_work(lab: Lab
     assert (await lab.desk.get("/", "read")).status_code == 200
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "metadata", [{"issuer": "https://other.example"}, {"id_token_signing_alg_values_supported": ["none", "HS256"]}]
 )
@@ -275,6 +322,75 @@ async def test_a_person_makes_a_personal_token_that_acts_under_the_persons_name(
     lab.http.cookies.clear()
     me = await lab.http.get("/api/v1/self", headers={"authorization": f"Bearer {made['token']}"})
     assert me.json()["caller"] == "Ada Byron (clinic)"
+
+
+async def exchange(lab: Lab, token: str, **more: str) -> httpx2.Response:
+    form = {"grant_type": GRANT, "subject_token_type": ID_TYPE, "subject_token": token}
+    return await lab.http.post("/api/v1/oauth/token", data=form | more)
+
+
+async def test_an_id_token_of_a_program_becomes_a_token_of_the_person(lab: Lab) -> None:
+    answer = await exchange(lab, lab.idp.id_token())
+    made = answer.json()
+    assert (answer.status_code, made["scope"], 590 <= made["expires_in"] <= 600) == (200, "owner read", True)
+    bearer = {"authorization": f"Bearer {made['access_token']}"}
+    me = (await lab.http.get("/api/v1/self", headers=bearer)).json()
+    assert (me["caller"], me["scopes"]) == ("Ada Byron (branch)", ["owner", "read"])
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"token": made["access_token"]})).status_code == 200
+    assert (await lab.http.get("/api/v1/self", headers=bearer)).status_code == 401
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"token": "unknown"})).status_code == 200
+
+
+async def test_a_logout_at_the_provider_ends_the_token_of_a_program(lab: Lab) -> None:
+    bearer = {"authorization": f"Bearer {(await exchange(lab, lab.idp.id_token())).json()['access_token']}"}
+    out = OUT.replace("clinic", "branch")
+    await lab.http.post(out, data={"logout_token": lab.idp.logout_token()}, headers=FROM_IDP)
+    assert (await lab.http.get("/api/v1/self", headers=bearer)).status_code == 401
+
+
+NO_ID_TOKEN = [
+    ({"aud": CLIENT}, "aud"),  # of the console's client
+    ({"aud": [CLI, "another"]}, "alone"),
+    ({"azp": "another"}, "alone"),
+    ({"iss": "https://other.example"}, "cli_client_id"),
+    ({"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}, "another kind"),
+    ({"typ": "Bearer"}, "another kind"),  # an access token of Keycloak
+    ({"exp": 1}, "expired"),
+    ({"exp": None}, "exp"),
+    ({"groups": ["strangers"]}, "gives a role"),
+]
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(("claims", "reason"), NO_ID_TOKEN)
+async def test_a_wrong_id_token_of_a_program_is_refused(lab: Lab, claims: dict[str, Any], reason: str) -> None:
+    answer = await exchange(lab, lab.idp.id_token(**claims))
+    assert (answer.status_code, answer.json()) == (400, {"error": "invalid_grant"})
+    [text] = [text for text in await lab.reasons() if "sign_on_failed" in text]
+    assert reason in text
+
+
+@pytest.mark.hostile
+async def test_what_is_no_id_token_is_refused(lab: Lab) -> None:
+    lab.idp.signing = ECKey.generate_key("P-256", {"kid": "first"})
+    for token in (lab.idp.id_token(), "a.b.c", "x" * 20_000):
+        assert (await exchange(lab, token)).status_code == 400
+    assert (await exchange(lab, "a.b.c", grant_type="password")).status_code == 400
+    assert (await lab.http.post("/api/v1/oauth/revoke", data={"a": ["1", "2"]})).status_code == 400
+
+
+async def test_a_person_has_a_bounded_number_of_sessions(lab: Lab) -> None:
+    for _ in range(52):
+        assert (await exchange(lab, lab.idp.id_token())).status_code == 200
+    found = await lab.desk.parts.store.read(lambda tx: tx.sessions.list_newest(f"{ISSUER}#ada"))
+    assert len(found) == 50
+
+
+async def test_providers_with_a_client_for_programs_are_listed(lab: Lab) -> None:
+    listed = (await lab.http.get("/api/v1/oauth/providers")).json()
+    [one] = listed
+    assert (one["name"], one["issuer"], one["client_id"]) == ("branch", ISSUER, CLI)
+    assert "secret" not in str(listed)
 
 
 async def test_an_unknown_provider_is_not_found(lab: Lab) -> None:

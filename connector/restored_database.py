@@ -1,4 +1,5 @@
-"""Continues with a database that an operator restored from a copy: `hanse connector restored`.
+"""Continues with a database that an operator restored from a copy: `hanse connector restored`. Not the start after a
+crash: that is `server.running`.
 
 The copy does not know what happened later: which agreements were revoked, how much of their quotas and budgets was
 used, which offers were withdrawn and which tokens ended. So all of these end, and must be agreed, offered and issued

@@ -5,19 +5,20 @@ Whatever is wrong is `Unauthenticated`. Only keys of DID documents count: `jwk`,
 
 from __future__ import annotations
 
-import json
 from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from typing import Any
 
 from joserfc import jws
 from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OKPKey
 from joserfc.jws import JWSRegistry
 
 from connector.errors import Unauthenticated
 from connector.identity.did import DidResolver
-from connector.identity.self_issued_token import ALGORITHMS, public_key
+from policies.odrl import strictjson
 
+ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
 JWT_MAX = 4 * 2**20  # a status list is the longest
 LEEWAY = 30.0  # seconds
 _LATEST = 2.0**53
@@ -27,12 +28,16 @@ _REGISTRY.max_payload_length = JWT_MAX
 
 @dataclass(frozen=True, slots=True)
 class ReadJwt:
-    """A JWT before any check of its signature. `signer`: the DID of its `kid`; empty if the kid is relative."""
+    """A JWT before any check of its signature. `signer`: the DID of its `kid`; empty if the kid is relative.
+
+    `typ`: in lower case; empty without one.
+    """
 
     text: str
     kid: str
     signer: str
     claims: dict[str, Any]
+    typ: str = ""
 
     @property
     def is_vc11(self) -> bool:
@@ -51,41 +56,44 @@ def read_jwt(text: object, *, what: str, longest: int) -> ReadJwt:
     kid = header.get("kid")
     if header.get("alg") not in ALGORITHMS or not isinstance(kid, str) or "crit" in header or "b64" in header:
         raise Unauthenticated(f"expected {what} with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
-    return ReadJwt(text, kid, kid.partition("#")[0], claims)
+    return ReadJwt(text, kid, kid.partition("#")[0], claims, str(header.get("typ", "")).lower())
 
 
 def _decode(piece: str) -> dict[str, Any]:
-    value = json.loads(
-        urlsafe_b64decode(piece + "=" * (-len(piece) % 4)),
-        object_pairs_hook=_without_doubles,
-        parse_constant=_no_number,
-    )
+    value = strictjson.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4)), parse_constant=_no_number)
     if not isinstance(value, dict):
         raise ValueError("expected an object")
     return value
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. A name that occurs twice would be read differently by others. Raises: ValueError."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("expected each name once")
-    return made
 
 
 def _no_number(name: str) -> float:
     raise ValueError(f"expected a number, got {name}")
 
 
-async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> None:
-    """Check that `signer` signed with a key that its document lists under `purpose`. Raises: Unauthenticated, Busy."""
+def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
+    """The key object of a public JWK. Raises: Unauthenticated for anything but a public EC or OKP key."""
+    kind = jwk.get("kty")
+    if "d" not in jwk and kind == "EC":
+        return ECKey.import_key(jwk)
+    if "d" not in jwk and kind == "OKP":
+        return OKPKey.import_key(jwk)
+    raise Unauthenticated(f"expected a public EC or OKP key in the DID document, got kty {kind!r}")
+
+
+async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> str:
+    """Check that `signer` signed with a key that its document lists under `purpose`; return the key's thumbprint.
+
+    Raises: Unauthenticated, Busy.
+    """
     if read.signer not in (signer, ""):
         raise Unauthenticated(f"expected {what} signed by {signer}, got one signed by {read.signer[:200]!a}")
     jwk = await resolver.key(signer, read.kid, purpose=purpose)
     try:
-        jws.deserialize_compact(read.text, public_key(jwk), registry=_REGISTRY)
+        key = public_key(jwk)
+        jws.deserialize_compact(read.text, key, registry=_REGISTRY)
     except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
         raise Unauthenticated(f"{what} is not signed by the key of {signer} that it names") from error
+    return key.thumbprint()
 
 
 def check_period(claims: dict[str, Any], *, what: str, now: float) -> None:
@@ -103,10 +111,3 @@ def seconds_of(claims: dict[str, Any], name: str, *, what: str) -> float | None:
     if name in claims and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST):
         raise Unauthenticated(f"expected {what} whose {name} is a number of seconds")
     return None if value is None else float(value)
-
-
-def list_of(value: object) -> list[Any]:
-    """A value that may be single or a list, as a list; None is empty."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
