@@ -169,7 +169,7 @@ def management_app(parts: Services) -> FastAPI:
         )
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
-    app.include_router(_console(parts))
+    app.include_router(_console(parts, credential_requests))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -190,7 +190,7 @@ def _credential_requests(parts: Services) -> CredentialRequests:
     )
 
 
-def _console(parts: Services) -> APIRouter:
+def _console(parts: Services, credential_requests: CredentialRequests) -> APIRouter:
     """The console's pages, on the same services as the API."""
     settings = parts.settings
 
@@ -219,6 +219,7 @@ def _console(parts: Services) -> APIRouter:
         search=search_catalogue,
         coordinator=parts.coordinator,
         holdings=parts.holdings,
+        credential_requests=credential_requests,
         log=parts.log,
         signer=parts.signer,
     )

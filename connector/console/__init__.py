@@ -13,6 +13,7 @@ from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
 from connector.console import audit, datasets, login, overview, query, system
+from connector.console import credentials as credential_pages
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
 from connector.console import search as search_pages
@@ -35,6 +36,7 @@ from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView
 from connector.settings import Settings
 from connector.store import Store
+from connector.wallet.credential_requests import CredentialRequests
 from policies.evaluation.evaluate import Facts
 
 
@@ -60,6 +62,7 @@ def router(
     search: search_pages.Search,
     coordinator: Coordinator,
     holdings: Holdings,
+    credential_requests: CredentialRequests,
     log: AuditLog,
     signer: Signer,
 ) -> APIRouter:
@@ -82,6 +85,7 @@ def router(
         agreement_pages.router(pages, agreements=agreements, store=store),
         search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
         query.router(pages, coordinator=coordinator, holdings=holdings),
+        credential_pages.router(pages, credential_requests),
         audit.router(pages, log=log, signer=signer),
         token_pages.router(pages, tokens=tokens, personal=personal),
         system.router(pages, settings=settings),

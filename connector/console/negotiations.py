@@ -9,10 +9,12 @@ from fastapi.responses import RedirectResponse
 
 from connector.console.page import Numbered, PageRenderer, local_path, page_slice, read_form
 from connector.console.view.formatting import path_of
+from connector.dataplane.foreign_fetch import is_of_hanse
 from connector.dataplane.push.push_receiver import PushReceiver
 from connector.dsp import auto_decisions, states
+from connector.dsp.messages import address_of
 from connector.dsp.negotiation import NegotiationService
-from connector.dsp.states import PROVIDER
+from connector.dsp.states import CONSUMER, PROVIDER, STARTED
 from connector.dsp.transfer import TransferService
 from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
 from connector.management import negotiations as negotiations_api
@@ -112,6 +114,7 @@ def router(
         return await pages.render(
             request,
             "transfers.html",
+            foreign=await store.read(lambda tx: {row.id for row in rows if _is_foreign_pull(tx, row)}),
             status=error.status if error else 200,
             where="transfers",
             transfers=rows[:_LISTED],
@@ -177,3 +180,12 @@ def _check_scope(caller: Caller, row: Transfer) -> None:
 
 def _scope_missing(needed: str, role: str) -> ScopeMissing:
     return ScopeMissing(f"expected a token with the scope {needed} to decide as {role}; log in with another")
+
+
+def _is_foreign_pull(tx: Transaction, shown: transfers_api.TransferView) -> bool:
+    """Whether the data under a transfer is fetched as it is, from another kind of connector."""
+    if shown.role != CONSUMER or shown.state != STARTED or shown.format.endswith("-PUSH"):
+        return False
+    row = tx.transfers.peek(shown.id)
+    address = address_of(row.data_address) if row is not None else None
+    return address is not None and not is_of_hanse(address.endpoint, dict(address.properties))

@@ -161,13 +161,18 @@ def _check_size(size: int, most: int) -> None:
         raise BadInput(f"expected at most {most} bytes, got more; raise HANSE_FETCH_MB", code="fetch_too_large")
 
 
+def is_of_hanse(endpoint: str, properties: Mapping[str, str]) -> bool:
+    """Whether a data address is of a Hanse connector, whose data is read with its own streams."""
+    return "agreement" in properties and endpoint.endswith(PATH)
+
+
 def _check_source(source: FetchSource) -> None:
     if not source.endpoint.startswith(("http://", "https://")):
         raise BadInput(
             f"expected an HTTP endpoint to fetch from, got {source.endpoint[:40]!r}; ask for HttpData-PULL",
             code="not_http",
         )
-    if "agreement" in source.properties and source.endpoint.endswith(PATH):
+    if is_of_hanse(source.endpoint, source.properties):
         raise BadInput(
             "this owner has a Hanse connector: read its data with `hanse query` or `space.agree(...).stream()`, which "
             "check that it is complete",

@@ -24,6 +24,7 @@ from connector.identity.signed_jwt import list_of
 from connector.infra.net.http_client import HttpClient, Reply, origin
 from connector.store import Store, Transaction
 from connector.store.tables import CredentialRequest, HeldCredential
+from policies.odrl.strictjson import list_of
 
 _OPEN_MAX = 100
 _SHOWN_MAX = 100

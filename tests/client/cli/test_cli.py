@@ -665,6 +665,28 @@ def test_columns_are_asked_of_those_who_let_us_read(run: Run, served: Connector,
     assert len(served.asked) == 1
 
 
+# ---- credentials
+
+
+def test_credentials_are_requested_and_listed_with_their_status(run: Run, served: Connector) -> None:
+    asked = {"id": "urn:r:1", "type": "MembershipCredential", "status": "RECEIVED", "issuer": "did:web:o.example"}
+    served.routes["POST", "/credentials/requests"] = (201, {**asked, "reason": ""})
+    ran = run("credential", "request", "--issuer", "did:web:o.example", "--type", "MembershipCredential")
+    assert (ran.code, "hanse credential show urn:r:1" in ran.err) == (0, True), ran.err
+    assert served.asked[-1].body == {"issuer": "did:web:o.example", "type": "MembershipCredential"}
+    served.routes["GET", "/credentials/requests/urn%3Ar%3A1"] = {**asked, "status": "ISSUED", "reason": ""}
+    assert "ISSUED" in run("credential", "show", "urn:r:1").out
+    held = {
+        "types": ["VerifiableCredential", "MembershipCredential"],
+        "status": "revoked",
+        "issuer": "i",
+        "expires": None,
+    }
+    served.routes["GET", "/credentials"] = [held]
+    assert "revoked" in (out := run("credential", "list").out)
+    assert ("MembershipCredential" in out, "VerifiableCredential" in out) == (True, False)
+
+
 # ---- pushes
 
 
