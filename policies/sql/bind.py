@@ -1,7 +1,8 @@
 """Name binding, steps 3 and 4 of the gate: every name in a checked tree is a dataset, a WITH query or a visible column.
 
 Names resolve only in the given catalogue. A hidden column is refused in the same words as a missing one. Changes the
-tree: names each output, and renames each WITH query at random. Must not know contracts.
+tree: names each output, gives each WITH query and each source a random name, and writes each column with the name of
+its source. So the engine reads the column that is recorded, or fails. Must not know contracts.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class _Scope:
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    fresh: dict[str, str] = field(default_factory=dict)  # alias -> the random name of the source
     written: dict[str, str] = field(
         default_factory=dict
     )  # names of sources and outputs, folded -> as messages show them
@@ -67,7 +69,7 @@ class _Scope:
     keys: frozenset[str] = frozenset()  # names that mean an output when they are a whole key of ORDER BY
     outer: _Scope | None = None
     outside: bool = False  # sources before a derived table in FROM: the engine looks there; refused here
-    grouped: exp.Select | None = None  # while its HAVING is bound
+    having: list[tuple[exp.Column, Sequence[str]]] | None = None  # columns named in its HAVING, while it is bound
     joined: frozenset[str] = frozenset()  # while an ON is bound: sources joined since the last comma
 
 
@@ -147,8 +149,10 @@ class _Binder:
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
             clause = node.args.get(name)
             if clause is not None:
-                scope.grouped = node if name == "having" else None
+                scope.having = [] if name == "having" else None
                 self._walk(clause, ctes, scope)
+                for column, aliases in scope.having or ():
+                    _refuse_shadowed_having(column, aliases, scope, node)
         return columns
 
     def _outputs(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> tuple[str, ...]:
@@ -162,8 +166,10 @@ class _Binder:
                     _note_all_read(alias, scope)
             elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
                 level = self._level(shown.table, scope)
-                names.extend(level.sources[fold(shown.table)])
-                _note_all_read(fold(shown.table), level)
+                alias = fold(shown.table)
+                names.extend(level.sources[alias])
+                _note_all_read(alias, level)
+                _write_source(shown, alias, level)
             else:
                 names.append(_output_name(shown))
                 self._walk(shown, ctes, scope)
@@ -205,12 +211,13 @@ class _Binder:
             columns, entry = self._table(node, ctes)
             if entry is not None and not given:
                 scope.datasets.add((fold(entry.owner), fold(entry.table)))
-            _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
         shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own names are distinct already
         if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} occurs twice in one FROM; give one of them an alias", "names")
+        scope.fresh[fold(alias)] = fresh = self.token()
+        _rename_source(node, fresh)
         scope.sources[fold(alias)] = shown
         scope.written[fold(alias)] = alias
         if entry is None:
@@ -227,7 +234,6 @@ class _Binder:
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
-            _alias(node, node.alias or name)
             node.set("this", exp.to_identifier(known[0], quoted=True))
             return known[1], None
         entry = self._entry(owner, name)
@@ -280,8 +286,10 @@ class _Binder:
             level = self._level(table, scope, folded)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
-            _refuse_shadowed_having(node, [fold(table)], level)
             _note_read(folded, fold(table), level)
+            _write_source(node, fold(table), level)
+            if level.having is not None:
+                level.having.append((node, [fold(table)]))
             return
         key = _is_key(node)
         if key and folded in scope.aliases:
@@ -298,8 +306,10 @@ class _Binder:
             for alias in found:
                 _note_read(folded, alias, around)
             if found:
-                if folded not in around.aliases:
-                    _refuse_shadowed_having(node, found, around)
+                if folded not in around.aliases and around.having is not None:
+                    around.having.append((node, found))
+                if not (table or named or folded in around.aliases or (key and folded in around.keys)):
+                    _write_unqualified(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
             # In aggregates and windows of HAVING and QUALIFY the engine ignores aliases and takes an outer column.
@@ -368,14 +378,14 @@ def _refuse_lateral(alias: str) -> QueryRefused:
     )
 
 
-def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
-    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: the
-    engine would read the outer one.
+def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> None:
+    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: as it
+    is written, it means the outer one.
     """
     around = scope.outer
     while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
         around = around.outer
-    if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
+    if around is not None and not _is_grouped(node, scope, select):
         refuse(
             "column_unknown",
             f"HAVING: {node.name} is not in GROUP BY; add it there, or give the tables different aliases",
@@ -383,8 +393,8 @@ def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Sc
         )
 
 
-def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
-    """Whether a column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
+def _is_grouped(node: exp.Column, scope: _Scope, select: exp.Select) -> bool:
+    """Whether a bound column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
     above: list[exp.Expr] = [node]
     while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
         above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
@@ -394,10 +404,9 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
     for key in _group_keys(select, scope):
         if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
             return True
-        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
-            if fold(key.table) in aliases or (not key.table and _holders(fold(key.name), scope) == aliases):
-                return True
-        elif any(one == key for one in above):
+        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name) and key.table == node.table:
+            return True
+        if any(one == key for one in above):
             return True
     return False
 
@@ -486,10 +495,25 @@ def _renamed_columns(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[
     return tuple(make_distinct((*given, *columns[len(given) :])))
 
 
-def _alias(node: exp.Expr, name: str) -> None:
-    alias = node.args.get("alias")
-    if alias is None:
-        node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
+def _rename_source(node: exp.Expr, name: str) -> None:
+    """Give a source this alias; the column names of its own alias stay."""
+    alias = node.args.get("alias") or exp.TableAlias()
+    alias.set("this", exp.to_identifier(name, quoted=True))
+    node.set("alias", alias)
+
+
+def _write_unqualified(node: exp.Column, holders: Sequence[str], scope: _Scope) -> None:
+    """Write a column without a source with the one that it is read from: of merged columns, that of their value."""
+    merged = next((one for one in scope.merged if one.name == fold(node.name)), None)
+    if merged is None:
+        _write_source(node, holders[0], scope)
+    elif merged.value:
+        _write_source(node, merged.value, scope)
+
+
+def _write_source(node: exp.Column, alias: str, scope: _Scope) -> None:
+    """Write a column with the random name of its source, so that the engine finds no other column."""
+    node.set("table", exp.to_identifier(scope.fresh[alias], quoted=True))
 
 
 def _output_name(shown: exp.Expr) -> str:

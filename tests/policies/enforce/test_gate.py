@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -254,6 +255,18 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
             made.prepare(f"select ({inside}) from o a, (select 1 as a) q where q.a = 1")
     assert made.ask("select (select max(x.f + i.k) from i) from o x") == [(101,)]
     made.connection.close()
+
+
+def test_each_column_is_written_with_the_generated_name_of_its_source(bench: gate.Bench) -> None:
+    """So the engine cannot look it up in another source."""
+    sql = "select id, x.age from people x where exists (select max(code) from visits v where v.id = x.id)"
+    found = re.fullmatch(
+        r'SELECT ("t\w+")\."id", \1\."age" FROM \(.*\) AS \1 WHERE EXISTS'
+        r'\(SELECT MAX\(("t\w+")\."code"\) .* AS \2 WHERE \2\."id" = \1\."id"\)',
+        bench.prepare(sql).sql,
+    )
+    assert found is not None
+    assert found[1] != found[2]
 
 
 @pytest.mark.parametrize(
