@@ -129,7 +129,7 @@ def prepare(
     original = tree.copy() if any(one.contract.templates for one in datasets) else None
     catalogue = {_catalogue_entry(one): one for one in datasets}
     tables = {TableEntry("", one.name, one.columns): one for one in keys}
-    bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
+    bound = bind.bind(tree, (*catalogue, *tables), name_query=lambda _: token(), name_source=lambda _: token())  # 3, 4
     used = _datasets_read(bound, catalogue)
     _check_agreed(used, action, purpose)
     if resolve_alias(action) == _STREAM:

@@ -1,7 +1,9 @@
-"""Name binding, steps 3 and 4 of the gate: every name in a checked tree is a dataset, a WITH query or a visible column.
+"""Name binding for the gate (steps 3 and 4) and the planner: every name in a checked tree is a dataset, a WITH query or
+a visible column.
 
 Names resolve only in the given catalogue. A hidden column is refused in the same words as a missing one. Changes the
-tree: names each output, and renames each WITH query at random. Must not know contracts.
+tree: names each output, gives each WITH query and each source a generated name, and writes each column with the name
+of its source. So the engine reads the column that is recorded, or fails. Must not know contracts.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class BoundQuery:
     columns: tuple[str, ...] = ()
     tables: list[tuple[exp.Table, TableEntry]] = field(default_factory=list)
     read: dict[TableEntry, set[str]] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)  # random names of the WITH queries
+    names: list[str] = field(default_factory=list)  # generated names of the WITH queries
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class _Scope:
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folded: dict[str, Container[str]] = field(default_factory=dict)  # alias -> the same columns, folded
+    fresh: dict[str, str] = field(default_factory=dict)  # alias -> the generated name of the source
     written: dict[str, str] = field(
         default_factory=dict
     )  # names of sources and outputs, folded -> as messages show them
@@ -67,32 +70,55 @@ class _Scope:
     keys: frozenset[str] = frozenset()  # names that mean an output when they are a whole key of ORDER BY
     outer: _Scope | None = None
     outside: bool = False  # sources before a derived table in FROM: the engine looks there; refused here
-    grouped: exp.Select | None = None  # while its HAVING is bound
+    outputs: frozenset[str] = frozenset()  # names of all outputs, once they are known
+    twice: set[str] = field(default_factory=set)  # aliases of several sources, which no column may name
+    clause: str = ""  # the clause that is bound
+    having: list[tuple[exp.Column, Sequence[str]]] | None = None  # columns named in its HAVING, while it is bound
     joined: frozenset[str] = frozenset()  # while an ON is bound: sources joined since the last comma
 
 
 _DIALECT = DuckDB()
+_COLUMNS_MAX = 50_000  # columns of all queries in a tree
 _LISTED_MAX = 30  # columns that a refusal names
 _NESTED = frozenset({*allowed_syntax.QUERIES, exp.Subquery})
 _LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # these contain no columns
-_Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
+_Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (generated name, columns)
 
 
-def bind(tree: exp.Expr, catalogue: Sequence[TableEntry], *, token: Callable[[], str]) -> BoundQuery:
+def bind(
+    tree: exp.Expr,
+    catalogue: Sequence[TableEntry],
+    *,
+    name_query: Callable[[str], str],
+    name_source: Callable[[str], str],
+    owners: bool = False,
+    fields: bool = True,
+) -> BoundQuery:
     """Resolve all names of `tree`, in place.
+
+    name_query: from the name of a WITH query to a new one; `name_source`: the same for the alias of a source. New names
+    must be unique in the tree, and those of sources must be no column.
+    owners: a name without owner never means a dataset, and may be that of any WITH query; two sources may have one
+        alias that no column names.
+    fields: some columns may have fields; otherwise `a.b` in WHERE is never one.
 
     Raises: QueryRefused for an unknown or ambiguous name.
     """
-    binder = _Binder(catalogue, token)
+    binder = _Binder(catalogue, name_query, name_source, owners=owners, fields=fields)
     binder.bound.columns = binder.query(tree, {}, None)
     return binder.bound
 
 
+@dataclass(slots=True)
 class _Binder:
-    def __init__(self, catalogue: Sequence[TableEntry], token: Callable[[], str]) -> None:
-        self.catalogue = catalogue
-        self.token = token
-        self.bound = BoundQuery()
+    catalogue: Sequence[TableEntry]
+    name_query: Callable[[str], str]
+    name_source: Callable[[str], str]
+    owners: bool
+    fields: bool
+    bound: BoundQuery = field(default_factory=BoundQuery)
+    shown: int = 0  # columns of all queries
+    sides: dict[int, frozenset[str]] = field(default_factory=dict)  # set operation -> the names of all its sides
 
     # queries
 
@@ -102,15 +128,20 @@ class _Binder:
         if isinstance(node, exp.Select):
             return self._select(node, ctes, outer)
         columns = self.query(node.this, ctes, outer)
-        if isinstance(node, allowed_syntax.SETS) and len(self.query(node.args["expression"], ctes, outer)) != len(
-            columns
-        ):
-            refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
+        names = self.sides.get(id(node.this), _fold_names(columns))
+        if isinstance(node, allowed_syntax.SETS):
+            side = node.args["expression"]
+            others = self.query(side, ctes, outer)
+            names |= self.sides.get(id(side), _fold_names(others))
+            if len(others) != len(columns):
+                refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
+        self.sides[id(node)] = names
         _order_all(node, len(columns))
         order = node.args.get("order")
         if order is not None:
-            written = {fold(column): column for column in columns}
-            self._walk(order, ctes, _Scope(aliases=set(_fold_names(columns)), written=written, outer=outer))
+            written = {name: name for name in names} | {fold(column): column for column in columns}
+            scope = _Scope(aliases=set(_fold_names(columns)), outputs=names, written=written, outer=outer)
+            self._walk(order, ctes, scope)
         return columns
 
     def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
@@ -120,12 +151,13 @@ class _Binder:
         known = dict(ctes)
         for cte in clause.expressions:
             alias = cte.args["alias"]
-            self._may_name(alias.name, known)
+            if not self.owners:
+                self._may_name(alias.name, known)
             columns = _renamed_columns(self.query(cte.this, known, outer), alias)
-            fresh = self.token()
+            fresh = self.name_query(alias.name)
             cte.set("materialized", None)  # the engine decides
             known[fold(alias.name)] = (fresh, columns)
-            alias.set("this", exp.to_identifier(fresh, quoted=True))
+            alias.set("this", exp.to_identifier(fresh))
             self.bound.names.append(fresh)
         return known
 
@@ -144,11 +176,14 @@ class _Binder:
         _order_all(node, len(columns))
         times = Counter(map(fold, columns))
         scope.keys = frozenset(scope.aliases) | {name for name in times if times[name] == 1}
+        scope.outputs = frozenset(times)
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
             clause = node.args.get(name)
             if clause is not None:
-                scope.grouped = node if name == "having" else None
+                scope.clause, scope.having = name, [] if name == "having" else None
                 self._walk(clause, ctes, scope)
+                for column, aliases in scope.having or ():
+                    _refuse_shadowed_having(column, aliases, scope, node)
         return columns
 
     def _outputs(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> tuple[str, ...]:
@@ -162,11 +197,20 @@ class _Binder:
                     _note_all_read(alias, scope)
             elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
                 level = self._level(shown.table, scope)
-                names.extend(level.sources[fold(shown.table)])
-                _note_all_read(fold(shown.table), level)
+                alias = fold(shown.table)
+                names.extend(level.sources[alias])
+                _note_all_read(alias, level)
+                _write_source(shown, alias, level)
             else:
                 names.append(_output_name(shown))
                 self._walk(shown, ctes, scope)
+        self.shown += len(names)
+        if self.shown > _COLUMNS_MAX:
+            refuse(
+                "query_too_large",
+                f"expected at most {_COLUMNS_MAX} columns from all `*` of the query, got more; name the needed ones",
+                "size",
+            )
         return tuple(names)
 
     # sources
@@ -205,30 +249,34 @@ class _Binder:
             columns, entry = self._table(node, ctes)
             if entry is not None and not given:
                 scope.datasets.add((fold(entry.owner), fold(entry.table)))
-            _alias(node, alias)
         named = node.args.get("alias")
         plain = entry is not None and not (named is not None and named.args.get("columns"))
         shown = columns if plain else _renamed_columns(columns, named)  # a dataset's own names are distinct already
-        if fold(alias) in scope.sources:
-            refuse("name_taken", f"{alias} occurs twice in one FROM; give one of them an alias", "names")
-        scope.sources[fold(alias)] = shown
-        scope.written[fold(alias)] = alias
+        key = fold(alias)
+        if key in scope.sources:
+            if not self.owners:
+                raise _refuse_twice(alias)
+            scope.twice.add(key)
+            key = f"{key} {len(scope.sources)}"
+        scope.fresh[key] = fresh = self.name_source(alias)
+        _rename_source(node, fresh)
+        scope.sources[key] = shown
+        scope.written[key] = alias
         if entry is None:
-            scope.folded[fold(alias)] = _fold_names(shown)
+            scope.folded[key] = _fold_names(shown)
         else:
             kept = entry.owner and shown == columns  # the caller chooses other names, which would fill the cache
             own = _own_columns_cached(columns) if kept else _own_columns(shown, columns)
-            scope.folded[fold(alias)] = own
-            scope.own[fold(alias)] = own, self.bound.read.setdefault(entry, set())
-        return fold(alias)
+            scope.folded[key] = own
+            scope.own[key] = own, self.bound.read.setdefault(entry, set())
+        return key
 
     def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[tuple[str, ...], TableEntry | None]:
         """Return the columns of a table and its entry; None for a WITH query, whose own sources record what is read."""
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
         known = None if owner else ctes.get(fold(name))
         if known is not None:
-            _alias(node, node.alias or name)
-            node.set("this", exp.to_identifier(known[0], quoted=True))
+            node.set("this", exp.to_identifier(known[0]))
             return known[1], None
         entry = self._entry(owner, name)
         self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
@@ -238,7 +286,7 @@ class _Binder:
         found = [
             entry
             for entry in self.catalogue
-            if fold(entry.table) == fold(name) and (not owner or fold(entry.owner) == fold(owner))
+            if fold(entry.table) == fold(name) and (fold(entry.owner) == fold(owner) or not (owner or self.owners))
         ]
         shown = f"{owner}.{name}" if owner else name
         if not found:
@@ -280,11 +328,13 @@ class _Binder:
             level = self._level(table, scope, folded)
             if folded not in level.folded[fold(table)]:
                 raise self._unknown(f"{table}.{name}", level.sources[fold(table)])
-            _refuse_shadowed_having(node, [fold(table)], level)
             _note_read(folded, fold(table), level)
+            _write_source(node, fold(table), level)
+            if level.having is not None:
+                level.having.append((node, [fold(table)]))
             return
         key = _is_key(node)
-        if key and folded in scope.aliases:
+        if key and (folded in scope.aliases or (folded in scope.outputs and not scope.sources)):
             return  # outputs take precedence there
         around: _Scope | None = scope
         named = table = False
@@ -292,14 +342,17 @@ class _Binder:
             found = _holders(folded, around)
             if found and around.outside:
                 raise _refuse_lateral(found[0])
-            plain = named or any(one.name == folded for one in around.merged) or (key and folded in around.keys)
-            if len(found) > 1 and not plain:
+            merged = [one for one in around.merged if one.name == folded]
+            plain = named or merged or (key and folded in around.keys)
+            if len(found) > 1 and (not plain or len(merged) > 1):
                 refuse("column_ambiguous", f"{name} is in several sources; write table.{name}", "columns")
             for alias in found:
                 _note_read(folded, alias, around)
             if found:
-                if folded not in around.aliases:
-                    _refuse_shadowed_having(node, found, around)
+                if folded not in around.aliases and around.having is not None:
+                    around.having.append((node, found))
+                if not (table or named or folded in around.aliases or (key and folded in around.outputs)):
+                    _write_unqualified(node, found, around)
                 break
             table = table or (folded in around.sources and folded not in around.hidden)
             # In aggregates and windows of HAVING and QUALIFY the engine ignores aliases and takes an outer column.
@@ -319,6 +372,8 @@ class _Binder:
             if fold(alias) in level.sources and fold(alias) not in level.hidden:
                 if level.outside:
                     raise _refuse_lateral(alias)
+                if fold(alias) in level.twice:
+                    raise _refuse_twice(alias)
                 nearer = level.joined if fold(alias) not in level.joined else ()
                 if column or any(fold(alias) in level.folded[one] for one in nearer):
                     # The engine would take the field of a struct column.
@@ -327,10 +382,18 @@ class _Binder:
             if (fold(alias), name) in level.datasets:
                 # The engine would take the whole table, as a struct of its columns.
                 refuse("column_unknown", f"{alias}.{name} is also a table here; give that table an alias", "columns")
-            column = column or bool(_holders(fold(alias), level))
+            holders = _holders(fold(alias), level)
+            # In WHERE the engine goes on where the only such column has no fields.
+            column = column or (bool(holders) and (self.fields or level.clause != "where" or len(holders) > 1))
             level = level.outer
         if column:
             refuse("column_unknown", f"{alias} is a column; a struct is read whole, not by its fields", "columns")
+        if fold(alias) in scope.hidden:
+            refuse(
+                "column_unknown",
+                f"{alias} is the source of a SEMI or ANTI JOIN; its columns can be used only in that join's ON",
+                "columns",
+            )
         seen = [scope.written[one] for one in scope.sources if one.strip() and one not in scope.hidden]
         listed = ", ".join(seen) or "none"
         raise refused("column_unknown", f"expected a source in FROM ({listed}), got {alias}", "columns")
@@ -360,6 +423,10 @@ def _derived_table_scope(scope: _Scope) -> _Scope | None:
     )
 
 
+def _refuse_twice(alias: str) -> QueryRefused:
+    return refused("name_taken", f"{alias} occurs twice in one FROM; give one of them an alias", "names")
+
+
 def _refuse_lateral(alias: str) -> QueryRefused:
     """Return the refusal of a column of an earlier source in FROM, which the engine would read here."""
     source = "the sources before it" if alias.startswith(" ") else alias  # a source without alias has such a name
@@ -368,14 +435,14 @@ def _refuse_lateral(alias: str) -> QueryRefused:
     )
 
 
-def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope) -> None:
-    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: the
-    engine would read the outer one.
+def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> None:
+    """Refuse an ungrouped column in HAVING whose source name an outer query also uses, for a source or a struct: as it
+    is written, it means the outer one.
     """
     around = scope.outer
     while around is not None and not any(one in around.sources or _holders(one, around) for one in aliases):
         around = around.outer
-    if around is not None and scope.grouped is not None and not _is_grouped(node, aliases, scope, scope.grouped):
+    if around is not None and not _is_grouped(node, scope, select):
         refuse(
             "column_unknown",
             f"HAVING: {node.name} is not in GROUP BY; add it there, or give the tables different aliases",
@@ -383,8 +450,8 @@ def _refuse_shadowed_having(node: exp.Column, aliases: Sequence[str], scope: _Sc
         )
 
 
-def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select: exp.Select) -> bool:
-    """Whether a column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
+def _is_grouped(node: exp.Column, scope: _Scope, select: exp.Select) -> bool:
+    """Whether a bound column in HAVING is grouped by, or is inside a grouped expression or an aggregate."""
     above: list[exp.Expr] = [node]
     while not isinstance(above[-1], exp.Having) or above[-1].parent is not select:
         above.append(above[-1].parent)  # type: ignore[arg-type]  # it is below that HAVING
@@ -394,10 +461,9 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
     for key in _group_keys(select, scope):
         if isinstance(key, exp.Star) or (isinstance(key, exp.Column) and key.is_star):
             return True
-        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name):
-            if fold(key.table) in aliases or (not key.table and _holders(fold(key.name), scope) == aliases):
-                return True
-        elif any(one == key for one in above):
+        if isinstance(key, exp.Column) and fold(key.name) == fold(node.name) and key.table == node.table:
+            return True
+        if any(one == key for one in above):
             return True
     return False
 
@@ -405,23 +471,16 @@ def _is_grouped(node: exp.Column, aliases: Sequence[str], scope: _Scope, select:
 def _group_keys(select: exp.Select, scope: _Scope) -> Iterable[exp.Expr]:
     """The expressions of GROUP BY, with positions and output names replaced by what they refer to."""
     group, outputs = select.args.get("group"), select.expressions
-    if group is None:
-        return []
-    if group.args.get("all"):
-        return [output.unalias() for output in outputs]
+    if group is not None and group.args.get("all"):
+        yield from (output.unalias() for output in outputs)
     called = {fold(output.alias): output.unalias() for output in outputs if isinstance(output, exp.Alias)}
-    found, stack = [], list(group.iter_expressions())
-    while stack:
-        key = stack.pop()
-        if isinstance(key, exp.Rollup | exp.Cube | exp.GroupingSets | exp.Tuple | exp.Paren):
-            stack += key.iter_expressions()
-        elif isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(outputs):
-            found.append(outputs[int(key.name) - 1].unalias())
+    for key in syntax_tree.group_keys(select):
+        if syntax_tree.is_place(key) and 0 < int(key.name) <= len(outputs):
+            yield outputs[int(key.name) - 1].unalias()
         elif isinstance(key, exp.Column) and not key.table and not _holders(fold(key.name), scope):
-            found.append(called.get(fold(key.name), key))
+            yield called.get(fold(key.name), key)
         else:
-            found.append(key)
-    return found
+            yield key
 
 
 def _fold_names(names: tuple[str, ...]) -> frozenset[str]:
@@ -486,10 +545,24 @@ def _renamed_columns(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[
     return tuple(make_distinct((*given, *columns[len(given) :])))
 
 
-def _alias(node: exp.Expr, name: str) -> None:
-    alias = node.args.get("alias")
-    if alias is None:
-        node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
+def _rename_source(node: exp.Expr, name: str) -> None:
+    """Give a source this alias; the column names of its own alias stay."""
+    alias = node.args.get("alias") or exp.TableAlias()
+    alias.set("this", exp.to_identifier(name))
+    node.set("alias", alias)
+
+
+def _write_unqualified(node: exp.Column, holders: Sequence[str], scope: _Scope) -> None:
+    """Write a column without a source with the one that it is read from: of merged columns, that of their value."""
+    merged = next((one for one in scope.merged if one.name == fold(node.name)), None)
+    source = holders[0] if merged is None else merged.value
+    if source:  # none after a FULL JOIN
+        _write_source(node, source, scope)
+
+
+def _write_source(node: exp.Column, alias: str, scope: _Scope) -> None:
+    """Write a column with the generated name of its source, so that the engine finds no other column."""
+    node.set("table", exp.to_identifier(scope.fresh[alias]))
 
 
 def _output_name(shown: exp.Expr) -> str:

@@ -1,7 +1,7 @@
-"""Limit on the size of a query after output names and `*` are expanded, computed before the expansion.
+"""Limit on the size of a query after output names are expanded, computed before the expansion.
 
-Names multiply: `k + k AS a, a + a AS b, b + b AS c ...` doubles with every output, and `*` over two copies of a WITH
-query has twice its columns. A query that would become too large is refused before it fills memory.
+Names multiply: `k + k AS a, a + a AS b, b + b AS c ...` doubles with every output. A query that would become too large
+is refused before it fills memory. The binder limits the columns of `*`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from policies.sql.using import MergedColumn, UsingScope, expand_star
 Names: TypeAlias = "Sequence[str]"  # of a query's outputs, folded; "" for an output without a name
 MOST = DEFAULT.nodes  # nodes that may be added: as many as a query may have
 _STAR = 4  # nodes of one output that `*` expands to
-_COLUMNS_MAX = 50_000  # columns that all `*` of a query may expand to
 _CLAUSES = ("where", "group", "having", "qualify", "order", "distinct")
 _AFTER = ("having", "qualify", "order")  # where an output's name wins over a column's
 
 
 def check(tree: exp.Expr, planning: PlanningContext) -> NameExpansion:
-    """Collect the names of a tree that is not bound yet.
+    """Collect the names of a tree that the binder has bound.
 
     Raises:
-        QueryInvalid: the tree would be too large with every `*` and every output's name expanded.
+        QueryInvalid: the tree would be too large with every output's name expanded.
     """
     expansion = NameExpansion(planning)
     expansion.visit_query(tree, {})
@@ -96,7 +95,7 @@ class NameExpansion:
 
     def __init__(self, planning: PlanningContext) -> None:
         self.planning = planning
-        self.added = self.shown = 0
+        self.added = 0
         self.renamed: list[tuple[exp.Expr, Names]] = []
         self.selects: list[SelectScope] = []
 
@@ -131,7 +130,6 @@ class NameExpansion:
                     if table
                     else [name for _, name, _ in expand_star(sources, tested, _last_merged(joined))]
                 )
-                self._count_columns(len(stars))
                 outputs += [(name, _STAR) for name in stars]
                 continue
             found = self._size(output.unalias(), plain, known)
@@ -195,14 +193,6 @@ class NameExpansion:
         for key in group.find_all(exp.Literal):
             if not key.is_string and str(key.this).isdecimal() and 0 < int(key.this) <= len(sizes):
                 self._add_nodes(sizes[int(key.this) - 1])
-
-    def _count_columns(self, columns: int) -> None:
-        self.shown += columns
-        if self.shown > _COLUMNS_MAX:
-            raise QueryInvalid(
-                f"expected at most {_COLUMNS_MAX} columns from all `*` of the query, got more; name the needed ones",
-                code="query_too_large",
-            )
 
     def _add_nodes(self, nodes: int) -> None:
         self.added += nodes

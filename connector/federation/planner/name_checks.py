@@ -1,4 +1,4 @@
-"""Refuses names that the engine and the binder would read differently, and what later rules do not expect of a query.
+"""Refuses names that the engine and sqlglot would read differently, and what later rules do not expect of a query.
 
 Must not change a tree.
 """
@@ -8,55 +8,9 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.federation.planner import using_rewrite
 from connector.federation.planner.expansion_limit import SelectScope
-from connector.federation.planner.model import ALL
 from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
-
-
-def refuse_owner_names(tree: exp.Expr) -> None:
-    """Refuse `o.a` where FROM has the dataset `o.a` without an alias, and no source `o`: the engine reads its rows as
-    structs, the binder reads the column `a` of a source `o` of an outer query.
-    """
-    datasets = {(owner, fold(table.name)) for table in trees.base_tables(tree) for owner in _owner_words(table)}
-    for column in trees.columns(tree):
-        named = fold(column.table), fold(column.name)
-        if named in datasets and _is_dataset_in_from(column, *named):
-            raise QueryInvalid(
-                f"{column.table}.{column.name} is also a table here; give that table an alias", code="column_unknown"
-            )
-
-
-def _is_dataset_in_from(column: exp.Column, owner: str, name: str) -> bool:
-    """Whether the nearest SELECT with a source that `owner.name` may mean has that dataset, and no source `owner`."""
-    below: exp.Expr = column
-    while (node := below.parent) is not None:
-        if isinstance(node, exp.Select) and not isinstance(below, exp.With):  # WITH does not see the sources
-            if any(fold(source.alias_or_name) == owner for source in trees.sources(node)):
-                return False
-            tables = [one for one in trees.sources(node) if isinstance(one, exp.Table) and one.db and not one.alias]
-            if any(fold(table.name) == name and owner in _owner_words(table) for table in tables):
-                return True
-        below = node
-    return False
-
-
-def _owner_words(table: exp.Table) -> tuple[str, str]:
-    """The words that may have named a dataset's owner: "all" is replaced where it has one owner only."""
-    return fold(table.db), ALL
-
-
-def refuse_lateral_references(tree: exp.Expr) -> None:
-    """Refuse a derived table that names an earlier source in FROM: the engine looks there before outer queries."""
-    for select in trees.selects(tree):
-        before: set[str] = set()
-        for source in trees.sources(select):
-            if isinstance(source, exp.Subquery):
-                for table in trees.free_tables(source):
-                    if fold(table) in before:
-                        raise using_rewrite.lateral_reference_error(table)
-            before.add(fold(source.alias_or_name))
 
 
 def refuse_named_subquery(block: SelectScope) -> None:

@@ -11,7 +11,12 @@ SELECT d.name FROM north.drugs AS d WHERE d.drug IN (SELECT d_2.drug FROM south.
 -- GROUP BY ALL takes every output without an aggregate.
 SELECT ward, count(*) AS n FROM north.patients GROUP BY ALL ORDER BY ALL;
 -- here
-SELECT patients.ward, COUNT(*) AS n FROM north.patients GROUP BY patients.ward ORDER BY 1, 2;
+SELECT patients.ward, COUNT(*) AS n FROM north.patients GROUP BY patients.ward ORDER BY ward, n;
+
+-- A dataset that only one owner has is that dataset.
+SELECT name FROM "all".drugs;
+-- here
+SELECT drugs.name FROM north.drugs AS drugs;
 
 -- USING becomes a comparison.
 SELECT name, dose FROM north.drugs JOIN south.trials USING (drug);

@@ -567,7 +567,7 @@ WRONG = [
     ("SELECT * FROM patients", "owner_missing", '"<participant>".patients'),
     ('SELECT * FROM "east".patients', "agreement_missing", "negotiate an agreement"),
     ('SELECT nothing FROM "north".patients', "column_unknown", "nothing"),
-    ('SELECT nothing FROM "north".patients', "column_unknown", "readable columns: age, "),
+    ('SELECT nothing FROM "north".patients', "column_unknown", "readable columns: id, age, ward"),
     ("SELECT * FROM read_parquet('/etc/passwd')", "function_not_allowed", "table function"),
     ('DELETE FROM "north".patients', "syntax_not_allowed", ""),
     ('SELECT 1 FROM "north".patients; SELECT 2 FROM "north".patients', "one_statement", "exactly one"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -254,6 +255,46 @@ def test_a_table_of_the_query_around_is_not_called_as_a_column_inside() -> None:
             made.prepare(f"select ({inside}) from o a, (select 1 as a) q where q.a = 1")
     assert made.ask("select (select max(x.f + i.k) from i) from o x") == [(101,)]
     made.connection.close()
+
+
+def test_each_column_is_written_with_the_generated_name_of_its_source(bench: gate.Bench) -> None:
+    """So the engine cannot look it up in another source."""
+    sql = "select id, x.age from people x where exists (select max(code) from visits v where v.id = x.id)"
+    found = re.fullmatch(
+        r'SELECT ("t\w+")\."id", \1\."age" FROM \(.*\) AS \1 WHERE EXISTS'
+        r'\(SELECT MAX\(("t\w+")\."code"\) .* AS \2 WHERE \2\."id" = \1\."id"\)',
+        bench.prepare(sql).sql,
+    )
+    assert found is not None
+    assert found[1] != found[2]
+
+
+def test_a_key_of_order_by_keeps_the_output_that_the_engine_takes_for_it() -> None:
+    """Of two outputs of a name, the engine takes the one whose spelling differs from the stored column."""
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_x AS SELECT * FROM (VALUES (1), (2)) q(k)")
+    made.connection.execute("CREATE TABLE src_y AS SELECT * FROM (VALUES (2)) q(k)")
+    for name in ("x", "y"):
+        made.add("o", name, f"src_{name}", gate.contract(gate.schema_of(made.connection, f"src_{name}")))
+    sql = "select x.k, y.{} from {}x x left join {}y y using (k) order by k desc nulls last"
+    for spelled in ("K", "k"):
+        plain = made.connection.execute(sql.format(spelled, "src_", "src_")).fetchall()
+        assert made.ask(sql.format(spelled, "", "")) == plain
+    made.connection.close()
+
+
+def test_a_column_that_using_merges_twice_is_ambiguous(bench: gate.Bench) -> None:
+    twice = "people a join people b using (id), people c join people d using (id)"
+    with pytest.raises(QueryRefused, match="id is in several sources") as refused:
+        bench.prepare(f"select id from {twice}")
+    assert refused.value.code == "column_ambiguous"
+
+
+def test_stars_that_multiply_columns_are_refused_in_little_time(bench: gate.Bench) -> None:
+    steps = ", ".join(f"w{n + 1} as (select * from w{n} a cross join w{n} b)" for n in range(30))
+    with pytest.raises(QueryRefused, match="expected at most 50000 columns") as refused:
+        bench.prepare(f"with w0 as (select * from people), {steps} select 1 from w30")
+    assert refused.value.code == "query_too_large"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlglot import exp
 
 from connector.federation.planner.context import PlanningContext
-from policies.contracts.columns import fold
 from policies.sql import syntax_tree as trees
 
 
@@ -18,16 +17,6 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         query.set("expressions", [trees.alias_as(exp.Literal.number(1), "one")])
         query.set("order", None)
     return tree
-
-
-def drop_stars(tree: exp.Expr) -> None:
-    """Replace `*` by 1 in such an EXISTS, before it is expanded. An ordered one keeps it, as its keys may be places."""
-    for query in _plain_exists_queries(tree):
-        sources = {fold(source.alias_or_name) for source in trees.sources(query)}
-        for output in query.expressions if query.args.get("order") is None else ():
-            everything = isinstance(output, exp.Star) and not any(output.args.values())
-            if everything or (isinstance(output, exp.Column) and output.is_star and fold(output.table) in sources):
-                output.replace(exp.Literal.number(1))
 
 
 def _plain_exists_queries(tree: exp.Expr) -> list[exp.Select]:

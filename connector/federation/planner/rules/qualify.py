@@ -1,13 +1,13 @@
-"""Binds names: every column gets its source, every source a unique alias, and `*` is expanded.
+"""Writes out names that `policies.sql.bind` resolved: output names, places, USING and `*`.
 
-Aliases are unique in the whole tree, so later rules need no scopes. A name that the binder and the engine would read
-differently is refused.
+Aliases of sources are unique in the whole tree, so later rules need no scopes. A name that sqlglot and the engine would
+read differently is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -17,25 +17,26 @@ from sqlglot.schema import MappingSchema
 from connector.errors import QueryInvalid
 from connector.federation.planner import expansion_limit, name_checks, using_rewrite
 from connector.federation.planner.context import PlanningContext
-from connector.federation.planner.model import TableColumn
-from connector.federation.planner.rules import prune_exists
+from connector.federation.planner.model import ALL, TableColumn
 from policies.contracts.columns import fold
+from policies.errors import QueryRefused
+from policies.sql import bind
 from policies.sql import syntax_tree as trees
 from policies.sql.allowed_syntax import QUERIES, SETS
+from policies.sql.bind import TableEntry
 from policies.sql.rewrite import list_nodes
 from policies.sql.using import MergedColumn, expand_star
 
-_LISTED_MAX = 30  # columns that an error lists
 _NESTED = (*QUERIES, exp.Subquery)
 _CALLED = "called"  # key in an output's `meta`: it has its name by AS
 _PLACE = "place"  # key in the `meta` of a name in ORDER BY: the place of the output that it means
 _OF_FIELDS = ("STRUCT", "UNION", "MAP", "JSON", "GEOMETRY")  # types with fields that the engine reads by name
+_WORD = re.compile(r"\w+")
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # names of the residual's tables
 
 
 def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
-    """The tree with bound names; QueryInvalid names an unknown or ambiguous name."""
-    prune_exists.drop_stars(tree)
+    """The tree with bound and written out names; QueryInvalid names an unknown or ambiguous name."""
     for select in trees.selects(tree):
         for source in trees.sources(select):
             _move_column_aliases(source)
@@ -45,11 +46,7 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
             _remove_key_parentheses(node)
         if isinstance(node, SETS) and node.args.get("order") is not None:
             _set_key_places(node)
-    _name_derived_tables(tree)
-    name_checks.refuse_owner_names(tree)
-    _rename_duplicate_sources(tree)
-    name_checks.refuse_lateral_references(tree)
-    _rename_sources_like_columns(tree, planning)
+    _bind(tree, planning)
     reckoned = expansion_limit.check(tree, planning)
     columns = [column for info in planning.infos(trees.base_tables(tree)) for column in info.columns]
     for block in reckoned.selects:
@@ -57,16 +54,13 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         _prefer_columns(block)
         _refuse_spelled_key(block, tree, columns)
         _qualify_order_key(block)
-    using_rewrite.write_out(
-        reckoned.selects, fields=any(column.type.upper().startswith(_OF_FIELDS) for column in columns)
-    )
+    using_rewrite.write_out(reckoned.selects)
     for block in reckoned.selects:
         name_checks.refuse_outputs_in_aggregates(block)
     blocks = {id(block.select): block for block in reckoned.selects}
     for source, names in reckoned.renamed:
         _replace_keys_by_places(source.this, blocks[id(trees.first_select(source.this))])
         _rename_all(source, names)
-    stored = {fold(column.name): column.name for column in columns}
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
@@ -75,9 +69,8 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # names are folded already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
-        text = str(error)
-        hints = f"{_unit_hint(text, tree, planning)}{_lateral_hint(text, tree)}{_readable_columns(schema, stored)}"
-        raise QueryInvalid(f"{_error_text(error)}; {hints}", code="column_unknown") from None
+        hint = "name a column of a source in FROM, or an output that is visible here"
+        raise QueryInvalid(f"{_error_text(error)}; {hint}", code="column_unknown") from None
     for source, names in reckoned.renamed:
         _check_names(source, names)
     nodes = list_nodes(bound)
@@ -95,6 +88,34 @@ def apply(tree: exp.Expr, planning: PlanningContext) -> exp.Expr:
     return rename(bound)
 
 
+def _bind(tree: exp.Expr, planning: PlanningContext) -> None:
+    """Give every source a unique alias that is no column, and every name of a column its source."""
+    tables = trees.base_tables(tree)
+    known = {(fold(table.db), fold(table.name)): planning.columns(table) for table in tables}
+    catalogue = [TableEntry(*name, tuple(column.name for column in columns)) for name, columns in known.items()]
+    fields = any(column.type.upper().startswith(_OF_FIELDS) for columns in known.values() for column in columns)
+    name_source = _NewNames(_column_names(tree, planning))
+    try:
+        bind.bind(tree, catalogue, name_query=_NewNames(), name_source=name_source, owners=True, fields=fields)
+    except QueryRefused as error:
+        code = "column_unknown" if error.code == "column_ambiguous" else error.code
+        raise QueryInvalid(f"{error}{_unit_hint(str(error), tree, planning)}", code=code) from None
+    for table in tables:
+        if fold(table.db) == ALL and len(shares := planning.shares(table)) == 1:
+            table.set("db", exp.to_identifier(shares[0].owner))
+
+
+def _column_names(tree: exp.Expr, planning: PlanningContext) -> set[str]:
+    """All names of columns and of outputs of inner queries: the engine reads `b.k` as a field where b is a column."""
+    nodes = trees.nodes(tree)
+    columns = {fold(column.name) for info in planning.tables.values() for column in info.columns}
+    columns |= {fold(node.alias) for node in nodes if type(node) is exp.Alias and node.parent is not tree}
+    for node in nodes:
+        if type(node) is exp.TableAlias:
+            columns |= {fold(name.name) for name in node.args.get("columns") or ()}
+    return columns
+
+
 def _drop_meta(nodes: Iterable[exp.Expr]) -> None:
     """Remove the `meta` of parser and binder, which is not needed any more and would be copied with every node."""
     for node in nodes:
@@ -102,32 +123,26 @@ def _drop_meta(nodes: Iterable[exp.Expr]) -> None:
 
 
 def rename(tree: exp.Expr) -> exp.Expr:
-    """Give every source of the tree a unique alias, also in its columns."""
-    _Aliases().query(tree, {})
+    """Give every source of the tree a unique alias, also in its columns: a copy of a query has those of the query."""
+    met, name = set[str](), _NewNames(trees.aliases(tree))
+    for select in trees.selects(tree):
+        for source in trees.sources(select):
+            old = source.alias_or_name
+            if old in met:
+                new = name(old)
+                source.args["alias"].set("this", exp.to_identifier(new))
+                for column in [one for one in trees.columns(select) if one.table == old]:
+                    column.set("table", exp.to_identifier(new))
+            met.add(source.alias_or_name)
     return tree
-
-
-def _readable_columns(schema: Mapping[str, object], stored: Mapping[str, str]) -> str:
-    """A hint with up to 30 columns that may be read."""
-    names = sorted({stored.get(name, name) for tables in schema.values() for one in tables.values() for name in one})  # type: ignore[attr-defined]  # dicts
-    more = f" and {len(names) - _LISTED_MAX} more" if len(names) > _LISTED_MAX else ""
-    return f"readable columns: {', '.join(names[:_LISTED_MAX])}{more}" if names else "no column may be read"
 
 
 def _unit_hint(error: str, tree: exp.Expr, planning: PlanningContext) -> str:
     """A hint where the unknown column is the unit that an aggregate-only dataset counts."""
     grids = [info.grid for info in planning.infos(trees.base_tables(tree))]
-    missed = {grid.entity for grid in grids if grid and grid.entity and f"'{fold(grid.entity)}'" in fold(error)}
+    missed = {grid.entity for grid in grids if grid and grid.entity and fold(grid.entity) in _WORD.findall(fold(error))}
     names = ", ".join(sorted(missed))
-    return f"{names} leaves no owner; each counts its own, asked alone (`Dataset.query` in Python); " if names else ""
-
-
-def _lateral_hint(error: str, tree: exp.Expr) -> str:
-    """A hint where a derived table reads another source of the same FROM."""
-    named = re.search(r"for table: '([^']*)'", error)
-    if named is None or named[1] not in trees.aliases(tree):
-        return ""
-    return f"a derived table does not see {named[1]} in the same FROM; write that condition in ON or WHERE; "
+    return f"; {names} leaves no owner; each counts its own, asked alone (`Dataset.query` in Python)" if names else ""
 
 
 def _error_text(error: SqlglotError) -> str:
@@ -176,47 +191,14 @@ def _sides(query: exp.Expr) -> list[exp.Select]:
 
 
 def _mark_outputs(select: exp.Select) -> None:
-    """Mark outputs with AS, and name subqueries: the binder would name them like a table."""
+    """Mark outputs with AS, and name the others that are no columns."""
     for place, output in enumerate(select.expressions):
         if isinstance(output, exp.Alias):
             output.meta[_CALLED] = True
-        elif isinstance(output, exp.Subquery):
-            called = trees.alias_as(exp.Null(), f"_col_{place}")
+        elif not isinstance(output, exp.Column | exp.Star):
+            called = trees.alias_as(exp.Null(), output.output_name or f"_col_{place}")
             output.replace(called)
             called.set("this", output)  # the node itself, as its inner queries are visited later
-
-
-def _name_derived_tables(tree: exp.Expr) -> None:
-    """Give derived tables without an alias the name that the binder would give them."""
-    found = [source for select in trees.selects(tree) for source in trees.sources(select)]
-    taken, number = {fold(source.alias_or_name) for source in found}, 0
-    for source in found:
-        if isinstance(source, exp.Subquery) and not source.alias:
-            while (name := f"_{number}") in taken:
-                number += 1
-            taken.add(name)
-            source.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
-
-
-def _rename_duplicate_sources(tree: exp.Expr) -> None:
-    """Rename sources of one FROM with the same alias; refuse them if a column uses it: the binder takes the first."""
-    for select in trees.selects(tree):
-        named = {fold(column.table) for column in trees.columns(select)}
-        taken = {*named, *(fold(source.alias_or_name) for source in trees.sources(select))}
-        met: set[str] = set()
-        for source in trees.sources(select):
-            name = fold(source.alias_or_name)
-            if name in met:
-                if name in named:
-                    raise QueryInvalid(
-                        f"two sources of one FROM are named {name}; give one an alias", code="name_taken"
-                    )
-                name = trees.free_name(name, taken)
-                alias = source.args.get("alias") or exp.TableAlias()
-                alias.set("this", exp.to_identifier(name))
-                source.set("alias", alias)
-                taken.add(name)
-            met.add(name)
 
 
 def _rename_all(source: exp.Expr, names: Sequence[str]) -> None:
@@ -231,19 +213,6 @@ def _check_names(source: exp.Expr, names: Sequence[str]) -> None:
             f"{source.alias}: expected {len(names)} columns, got another number; name its columns instead of *",
             code="syntax_not_allowed",
         )
-
-
-def _rename_sources_like_columns(tree: exp.Expr, planning: PlanningContext) -> None:
-    """Rename sources whose alias is also a column: in a nested subquery the binder reads `b.k` as a field of b."""
-    nodes = trees.nodes(tree)
-    columns = {fold(column.name) for info in planning.tables.values() for column in info.columns}
-    columns |= {fold(node.alias) for node in nodes if type(node) is exp.Alias and node.parent is not tree}
-    for node in nodes:
-        if type(node) is exp.TableAlias:
-            columns |= {fold(name.name) for name in node.args.get("columns") or ()}
-    sources = [source for node in nodes if type(node) is exp.Select for source in trees.sources(node)]
-    if any(fold(source.alias_or_name) in columns for source in sources):
-        _Aliases(columns).query(tree, {})
 
 
 def _prefer_columns(block: expansion_limit.SelectScope) -> None:
@@ -450,17 +419,13 @@ def _key_subquery_error(clause: str) -> QueryInvalid:
 
 
 def _write_out_order(query: exp.Expr, order: exp.Expr) -> None:
-    """Expand ORDER BY: ALL becomes places, output names in expressions become their expressions.
+    """Expand ORDER BY: output names in expressions become their expressions.
 
     A name of several outputs becomes a place: in SELECT that of the last one, in UNION that of the first.
     """
     outputs = trees.first_select(query).expressions
     if isinstance(query, SETS):
         _check_set_order(query, order)
-    first = order.expressions[0] if order.expressions else None
-    if len(order.expressions) == 1 and isinstance(first, exp.Ordered) and _is_all(first.this):
-        places = range(1, len(outputs) + 1)
-        order.set("expressions", [_like_ordered(first, exp.Literal.number(place)) for place in places])
     for column in [one for one in order.find_all(exp.Column) if not one.table] if isinstance(query, exp.Select) else ():
         same = [place for place, output in enumerate(outputs, 1) if output.alias_or_name == column.name]
         if place := column.meta.get(_PLACE):
@@ -513,69 +478,14 @@ def _several_outputs_error(name: str, count: int) -> QueryInvalid:
     )
 
 
-def _is_all(node: exp.Expr) -> bool:
-    return isinstance(node, exp.Var) and str(node.this).upper() == "ALL"
-
-
-def _like_ordered(ordered: exp.Expr, key: exp.Expr) -> exp.Ordered:
-    return exp.Ordered(this=key, desc=ordered.args.get("desc"), nulls_first=ordered.args.get("nulls_first"))
-
-
-class _Aliases:
-    """Gives every source a unique alias that is not in `taken`."""
+class _NewNames:
+    """Gives names that are not in `taken`: the wanted one, or with a number."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self.taken = set(taken)
 
-    def query(self, node: exp.Expr, outer: dict[str, str]) -> None:
-        clause = node.args.get("with_")
-        for cte in () if clause is None else clause.expressions:
-            self.query(cte.this, outer)
-        if isinstance(node, exp.Subquery):
-            self.query(node.this, outer)
-        elif isinstance(node, SETS):
-            self.query(node.this, outer)
-            self.query(node.args["expression"], outer)
-        elif isinstance(node, exp.Select):
-            self._select(node, outer)
-
-    def _select(self, select: exp.Select, outer: dict[str, str]) -> None:
-        names = dict(outer)
-        for source in trees.sources(select):
-            old = fold(source.alias_or_name)
-            names[old] = self._fresh(old)
-            source.meta.setdefault(using_rewrite.WRITTEN, old)
-            alias = source.args.get("alias") or exp.TableAlias()
-            alias.set("this", exp.to_identifier(names[old]))
-            source.set("alias", alias)
-        for source in trees.sources(select):
-            if isinstance(source, exp.Subquery):
-                self.query(source.this, outer)
-        for part in self._parts(select):
-            self._rename(part, names)
-
-    def _rename(self, part: exp.Expr, names: dict[str, str]) -> None:
-        stack = [part]
-        while stack:
-            node = stack.pop()
-            if isinstance(node, exp.Column):
-                if old := node.table:
-                    node.set("table", exp.to_identifier(names.get(fold(old), old)))
-            elif isinstance(node, _NESTED):
-                self.query(node, names)
-            else:
-                stack.extend(node.iter_expressions())
-
-    @staticmethod
-    def _parts(select: exp.Select) -> list[exp.Expr]:
-        parts = [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on") is not None]
-        for name, values in select.args.items():
-            if name not in ("from_", "joins", "with_"):
-                parts += [value for value in (values if isinstance(values, list) else [values])
-                          if isinstance(value, exp.Expr)]  # fmt: skip
-        return parts
-
-    def _fresh(self, wanted: str) -> str:
+    def __call__(self, wanted: str) -> str:
+        wanted = fold(wanted) if wanted.strip() == wanted else f"_{wanted.strip()}"
         name, number = wanted, 1
         while name in self.taken or _FRAGMENT.fullmatch(name):
             number += 1

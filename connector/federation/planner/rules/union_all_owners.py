@@ -35,7 +35,6 @@ def _check_shares(table: exp.Table, planning: PlanningContext) -> None:
             code="agreement_missing",
         )
     _check_columns(shares, [fold(column.name) for column in planning.columns(table)], planning)
-    table.set("db", exp.to_identifier(ALL if len(shares) > 1 else shares[0].owner))
 
 
 def _check_columns(shares: Sequence[TableInfo], shown: Sequence[str], planning: PlanningContext) -> None:
