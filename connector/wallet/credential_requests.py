@@ -18,12 +18,12 @@ from urllib.parse import urljoin
 from connector.errors import BadInput, Busy, HanseError, NotFound, PeerNonsense, PeerRefused, Unauthenticated
 from connector.events import CredentialRequested
 from connector.identity.credentials.credential import read_credential
-from connector.identity.credentials.signed_jwt import list_of
 from connector.identity.credentials.status_list import StatusLists
 from connector.identity.did import CONTEXT, DidResolver
 from connector.infra.net.http_client import HttpClient, Reply, origin
 from connector.store import Store, Transaction
 from connector.store.tables import CredentialRequest, HeldCredential
+from policies.odrl.strictjson import list_of
 
 _OPEN_MAX = 100
 _SHOWN_MAX = 100
