@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from catalogue.settings import CatalogueSettings
-from connector.errors import Conflict, HanseError, NotFound
+from connector.errors import Absent, ConnectorError, WrongState
 from connector.setting_types import make_folder, unfit
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def serve() -> None:
     host, port = settings.public_host, settings.public_port
 
     servers: list[uvicorn.Server] = []
-    lost: list[Conflict] = []
+    lost: list[WrongState] = []
 
-    def end(why: Conflict) -> None:
+    def end(why: WrongState) -> None:
         lost.append(why)
         for server in servers:
             server.should_exit = True
@@ -229,12 +229,12 @@ def _with_store(work: Callable[[Any], Any]) -> Any:
 
 
 def _run_or_exit(work: Callable[[], Any]) -> Any:
-    """Run `work`. A HanseError is printed as a sentence and ends the command with status 1, or 4 for NotFound."""
+    """Run `work`. A ConnectorError is printed as a sentence and ends the command with status 1, or 4 for Absent."""
     try:
         return work()
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(4 if isinstance(error, NotFound) else 1) from error
+        raise typer.Exit(4 if isinstance(error, Absent) else 1) from error
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore
 from catalogue.store.migrate import upgrade
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
@@ -92,7 +92,7 @@ class CatalogueServices:
 
 
 def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time) -> CatalogueServices:
-    """Open the database and make every part. Migrates the database where that is needed. BadInput for a folder that
+    """Open the database and make every part. Migrates the database where that is needed. Invalid for a folder that
     cannot be used."""
     make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
     if settings.admin_token_file is not None:
@@ -260,7 +260,7 @@ def _build_guard(body_max: int) -> Callable[[Request, Callable[[Request], Awaita
         length = request.headers.get("content-length", "0")
         chunked = "transfer-encoding" in request.headers
         if chunked or not length.isdecimal() or int(length) > body_max:
-            refused = BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
+            refused = Invalid(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
             response: Response = error_pages.problem_response(refused)
         else:
             response = await call_next(request)

@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.setting_types import unfit
 from connector.settings import Settings, find_misspelt
 
@@ -42,7 +42,7 @@ def serve() -> None:
     gc.enable()
     try:
         run_loop(run(settings))
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
 
@@ -55,7 +55,7 @@ def migrate() -> None:
     settings = _settings()
     try:
         before, after = upgrade(settings.database)
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
     typer.echo(f"schema {after}" + ("" if before == after else f" (was {before or 'empty'})"))
@@ -80,7 +80,7 @@ def restored(
         )
     try:
         done = asyncio.run(go_on(settings, lost_log_key=lost_log_key))
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
     typer.echo(f"restored: {where}")
@@ -99,7 +99,7 @@ def new_key() -> None:
     directory = settings.data_dir / "keys"
     try:
         key = keys.change_participant_key(directory)
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
     typer.echo(f"new key {key.thumbprint()} in {directory}; restart the connector")
@@ -113,7 +113,7 @@ def import_credential(file: Annotated[Path, typer.Argument(help="A credential ab
 
     try:
         row = asyncio.run(store(_settings(), file))
-    except HanseError as error:
+    except ConnectorError as error:
         typer.echo(f"{error.message}{f' ({error.private})' if error.private else ''}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"stored {', '.join(row.types)} of {row.issuer}")

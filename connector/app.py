@@ -24,7 +24,7 @@ from connector.dataplane.http import routes as data_http
 from connector.dataplane.http.request_context import BODY_MAX
 from connector.dataplane.push import routes as push_routes
 from connector.dsp import routes as dsp_routes
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.identity import did, keys
 from connector.infra.html import api_reference
 from connector.infra.http import problem_json
@@ -259,8 +259,10 @@ def _health(parts: Services) -> APIRouter:
     async def ready() -> JSONResponse:
         try:
             await asyncio.wait_for(parts.store.check_writable(), timeout=2)
-        except (HanseError, TimeoutError) as error:
-            reason = error.message if isinstance(error, HanseError) else "timed out waiting for the database for 2 s"
+        except (ConnectorError, TimeoutError) as error:
+            reason = (
+                error.message if isinstance(error, ConnectorError) else "timed out waiting for the database for 2 s"
+            )
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         if parts.sequencer.problem:
             reason = f"the audit log cannot be written: {parts.sequencer.problem}"

@@ -3,38 +3,38 @@
 A class that only one module raises and handles may stand there, below one of these. Where only the code is new, `code=`
 at the raise is enough.
 
-    HanseError
-    ├── BadInput (400)               the input is not what was expected
-    │   ├── MessageInvalid           a protocol message that `dsp.messages` cannot read
-    │   ├── PathRefused              a file outside the allowed directories, or not a regular file
-    │   ├── SourceUnreadable         a file whose content does not fit its format
-    │   ├── PolicyInvalid            a policy or offer form that cannot be understood
-    │   ├── QueryInvalid             SQL that the gate refuses
-    │   ├── NotAcceptable (406)      a response format that is not supported
-    │   ├── BodyTooLarge (413)       a protocol message over its limit in bytes
-    │   └── EncodingUnknown (415)    a body with an unsupported compression
-    ├── Unauthenticated (401)        no valid proof of the caller's identity
+    ConnectorError
+    ├── Invalid (400)             the input is not what was expected
+    │   ├── MessageInvalid        a protocol message that `dsp.messages` cannot read
+    │   ├── PathRefused           a file outside the allowed directories, or not a regular file
+    │   ├── SourceUnreadable      a file whose content does not fit its format
+    │   ├── PolicyInvalid         a policy or offer form that cannot be understood
+    │   ├── QueryInvalid          SQL that the gate refuses
+    │   ├── NotAcceptable (406)   a response format that is not supported
+    │   ├── BodyTooLarge (413)    a protocol message over its limit in bytes
+    │   └── EncodingUnknown (415) a body with an unsupported compression
+    ├── Unproven (401)            no valid proof of the caller's identity
     ├── Forbidden (403)
-    │   ├── ScopeMissing             the token is valid, but not for this action
-    │   └── Refused                  a policy or contract says no; carries code and rule
-    │       └── Withdrawn            the caller itself ended what the access was under
-    ├── NotFound (404)               missing, or not the caller's: indistinguishable
-    ├── Conflict (409)
-    │   ├── IllegalStep              a message that the state machine does not allow
-    │   ├── AlreadyExists            a name that is taken
-    │   └── VersionChanged           data that is no longer what was registered
-    ├── Limited (429)                a quota, rate or concurrency limit is reached
-    ├── PeerFailed (502)             another organisation's server failed
-    │   ├── AddressRefused           an address that is not called
-    │   │   └── AddressPrivate       a private address
-    │   ├── PeerUnreachable          no response in time
-    │   │   └── NameUnknown          a host name that does not resolve
-    │   ├── PeerRefused              a response that refuses
-    │   │   └── PeerBusy (503)       a temporary refusal
-    │   └── PeerNonsense             a response that violates the protocol
-    │       └── DigestMismatch       bytes that are not those that left: none of them is used
-    └── Busy (503)                   no capacity, or the log cannot be written
-        └── EngineFailed (500)       a query that the engine could not finish; never shows its text
+    │   ├── ScopeMissing          the token is valid, but not for this action
+    │   └── Denied                a policy or contract says no; carries code and rule
+    │       └── Withdrawn         the caller itself ended what the access was under
+    ├── Absent (404)              missing, or not the caller's: indistinguishable
+    ├── WrongState (409)
+    │   ├── IllegalStep           a message that the state machine does not allow
+    │   ├── AlreadyExists         a name that is taken
+    │   └── VersionChanged        data that is no longer what was registered
+    ├── Limited (429)             a quota, rate or concurrency limit is reached
+    ├── PeerFailed (502)          another organisation's server failed
+    │   ├── AddressRefused        an address that is not called
+    │   │   └── AddressPrivate    a private address
+    │   ├── PeerUnreachable       no response in time
+    │   │   └── NameUnknown       a host name that does not resolve
+    │   ├── PeerRefused           a response that refuses
+    │   │   └── PeerBusy (503)    a temporary refusal
+    │   └── PeerNonsense          a response that violates the protocol
+    │       └── WrongDigest       bytes that are not those that left: none of them is used
+    └── Unavailable (503)         no capacity, or the log cannot be written
+        └── EngineFailed (500)    a query that the engine could not finish; never shows its text
 
 A message says what was expected, what came and what to do. `facts` are for machines and may be shown to the caller;
 `private` is for our own log only. A handler per API turns errors into their wire form.
@@ -69,7 +69,7 @@ def redact_name(name: str) -> str:
     return "***" if any(sign in name for sign in "@:=") else name[:100]
 
 
-class HanseError(Exception):
+class ConnectorError(Exception):
     """Base of all errors: HTTP `status`, stable `code`, message, and `facts` that the caller may see."""
 
     status: ClassVar[int] = 500
@@ -107,72 +107,72 @@ class HanseError(Exception):
         }
 
 
-def internal_error() -> HanseError:
+def internal_error() -> ConnectorError:
     """The error that callers get for an unexpected exception, whose text goes to our own log."""
-    return HanseError("the connector failed unexpectedly; see its log")
+    return ConnectorError("the connector failed unexpectedly; see its log")
 
 
-class BadInput(HanseError):
+class Invalid(ConnectorError):
     status = 400
     code = "bad_input"
 
 
-def validation_error(problems: Sequence[Mapping[str, Any]]) -> BadInput:
+def validation_error(problems: Sequence[Mapping[str, Any]]) -> Invalid:
     """The error for pydantic's problems with a request or form: the first in words, up to twenty in `fields`."""
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
     fields = [{"field": ".".join(map(str, one["loc"])), "problem": one["msg"]} for one in problems[:20]]
-    return BadInput(f"{where}: {first['msg']}", fields=fields)
+    return Invalid(f"{where}: {first['msg']}", fields=fields)
 
 
 def check_harmless(**declared: str) -> None:
-    """Check that texts that are logged and compared have no control characters. Raises: BadInput."""
+    """Check that texts that are logged and compared have no control characters. Raises: Invalid."""
     for name, text in declared.items():
         if _COMMANDING.search(text):
-            raise BadInput(f"expected {name} without control characters, got {text[:40]!r}")
+            raise Invalid(f"expected {name} without control characters, got {text[:40]!r}")
 
 
-class MessageInvalid(BadInput):
+class MessageInvalid(Invalid):
     code = "message_invalid"
 
 
-class PathRefused(BadInput):
+class PathRefused(Invalid):
     code = "path_refused"
 
 
-class SourceUnreadable(BadInput):
+class SourceUnreadable(Invalid):
     code = "source_unreadable"
 
 
-class PolicyInvalid(BadInput):
+class PolicyInvalid(Invalid):
     code = "policy_invalid"
 
 
-class QueryInvalid(BadInput):
+class QueryInvalid(Invalid):
     code = "query_invalid"
 
 
-class NotAcceptable(BadInput):
+class NotAcceptable(Invalid):
     status = 406
     code = "not_acceptable"
 
 
-class BodyTooLarge(BadInput):
+class BodyTooLarge(Invalid):
     status = 413
     code = "body_too_large"
 
 
-class EncodingUnknown(BadInput):
+class EncodingUnknown(Invalid):
     status = 415
     code = "encoding_unknown"
 
 
-class Unauthenticated(HanseError):
+class Unproven(ConnectorError):
     status = 401
     code = "unauthenticated"
 
 
-class Forbidden(HanseError):
+class Forbidden(ConnectorError):
     status = 403
     code = "forbidden"
 
@@ -181,7 +181,7 @@ class ScopeMissing(Forbidden):
     code = "scope_missing"
 
 
-class Refused(Forbidden):
+class Denied(Forbidden):
     """A policy or contract says no. `rule` is the path of the rule that refused it."""
 
     code = "refused"
@@ -193,29 +193,29 @@ class Refused(Forbidden):
         self.rule: str = self.facts["rule"]
 
 
-class Withdrawn(Refused):
+class Withdrawn(Denied):
     """The caller itself ended the transfer; a later refusal for that reason is not a decision of the owner."""
 
 
-class NotFound(HanseError):
+class Absent(ConnectorError):
     status = 404
     code = "not_found"
 
 
-class Conflict(HanseError):
+class WrongState(ConnectorError):
     status = 409
     code = "conflict"
 
 
-class IllegalStep(Conflict):
+class IllegalStep(WrongState):
     code = "illegal_step"
 
 
-class AlreadyExists(Conflict):
+class AlreadyExists(WrongState):
     code = "already_exists"
 
 
-class VersionChanged(Conflict):
+class VersionChanged(WrongState):
     code = "version_changed"
 
     @classmethod
@@ -224,12 +224,12 @@ class VersionChanged(Conflict):
         return cls(f"{what}; its owner must register it again")
 
 
-class Limited(HanseError):
+class Limited(ConnectorError):
     status = 429
     code = "limited"
 
 
-class PeerFailed(HanseError):
+class PeerFailed(ConnectorError):
     status = 502
     code = "peer_failed"
 
@@ -267,15 +267,15 @@ class PeerNonsense(PeerFailed):
     code = "peer_nonsense"
 
 
-class DigestMismatch(PeerNonsense):
+class WrongDigest(PeerNonsense):
     code = "digest_mismatch"
 
 
-class Busy(HanseError):
+class Unavailable(ConnectorError):
     status = 503
     code = "busy"
 
 
-class EngineFailed(HanseError):
+class EngineFailed(ConnectorError):
     status = 500
     code = "engine_failed"

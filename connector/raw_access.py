@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 
 _allowed: ContextVar[bool] = ContextVar("raw_data_allowed", default=True)
 
@@ -19,9 +19,9 @@ def allow(marked: bool) -> None:
 
 
 def check() -> None:
-    """HanseError (500, nothing was read) in a request whose route is not marked as raw data."""
+    """ConnectorError (500, nothing was read) in a request whose route is not marked as raw data."""
     if not _allowed.get():
-        raise HanseError(
+        raise ConnectorError(
             "expected a route that is marked as raw data, got one without a mark, so nothing was read; "
             "mark it with its scope and records (`Tokens.require_raw`)",
             code="raw_data_unmarked",

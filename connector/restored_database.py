@@ -18,7 +18,7 @@ from pathlib import Path
 from connector.audit.log import Sequencer, check_key
 from connector.audit.signed_note import Signer
 from connector.dsp.states import PROVIDER
-from connector.errors import Conflict
+from connector.errors import WrongState
 from connector.events import DatabaseRestored, TokenRevoked
 from connector.identity import keys
 from connector.server import alone
@@ -52,8 +52,9 @@ def place(settings: Settings) -> str:
 async def go_on(settings: Settings, *, lost_log_key: bool = False) -> RecoveryResult:
     """End agreements, negotiations, offers and tokens, record that, and change the log's key.
 
-    After a failure half-way, run it again; a start before that is refused. Raises: Conflict while a process serves this
-    database, or without a connector's data; LogBroken if the log was signed with another key, unless `lost_log_key`.
+    After a failure half-way, run it again; a start before that is refused. Raises: WrongState while a process serves
+    this database, or without a connector's data; LogBroken if the log was signed with another key, unless
+    `lost_log_key`.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_there(settings, database=not is_missing(settings.database))
@@ -72,10 +73,10 @@ async def go_on(settings: Settings, *, lost_log_key: bool = False) -> RecoveryRe
 
 
 def _check_there(settings: Settings, *, database: bool) -> None:
-    """Check that a connector's data exists; with wrong settings, a new one would be created. Raises: Conflict."""
+    """Check that a connector's data exists; with wrong settings, a new one would be created. Raises: WrongState."""
     folder = settings.data_dir
     if not database and not any((folder / name).exists() for name in ("log.head", "keys/log.key")):
-        raise Conflict(
+        raise WrongState(
             f"expected the database of a connector, or its keys/log.key or log.head in HANSE_DATA_DIR, got neither in "
             f"{place(settings)}; run this with the settings that the connector is served with"
         )
@@ -132,7 +133,7 @@ def _is_signed_by(tx: Transaction, *, signer: Signer) -> bool:
 
 def _check_not_served(tx: Transaction) -> None:
     if alive := tx.reads.list_live_runs():
-        raise Conflict(
+        raise WrongState(
             f"{len(alive)} processes serve this database, or did a minute ago; stop them and try again in two minutes"
         )
 

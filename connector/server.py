@@ -27,7 +27,7 @@ from connector.audit.head_file import LogBroken
 from connector.audit.log import Sequencer, check_key
 from connector.dataplane.http.vectored_body import Protocol
 from connector.dataplane.running_reads import Leases, close_left_over
-from connector.errors import BadInput, Conflict, HanseError
+from connector.errors import ConnectorError, Invalid, WrongState
 from connector.events import ServiceStarted
 from connector.infra import atomic_files
 from connector.infra.http import http_limits
@@ -92,9 +92,9 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         parts.outside.close()
         parts.registry.close()
         counting.cancel()
-        with contextlib.suppress(HanseError):
+        with contextlib.suppress(ConnectorError):
             await parts.store.record_refusal_counts()
-        with contextlib.suppress(HanseError):
+        with contextlib.suppress(ConnectorError):
             await parts.sequencer.settle()
         sequencing.cancel()
         await asyncio.gather(sequencing, upkeep, counting, announcing, return_exceptions=True)
@@ -132,7 +132,7 @@ def _hand_over(target: Path | None, text: str) -> None:
 async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, then drain.
 
-    Raises: Conflict for a port or data directory in use, BadInput for an unusable certificate or folder, Busy for a
+    Raises: WrongState for a port or data directory in use, Invalid for an unusable certificate or folder, Busy for a
     database that does not answer, LogBroken for a database older than the newest known head, at the start or later.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
@@ -233,7 +233,7 @@ def _renew_on_signal(public: uvicorn.Server, parts: Services) -> None:
     def renew() -> None:
         try:
             _check_certificate(certificate, key)
-        except BadInput as error:
+        except Invalid as error:
             _log.error("certificate", reason=f"{error.message}; the old certificate stays in use")
             return
         if certificate is not None and public.config.ssl is not None:
@@ -263,13 +263,13 @@ def _end_within(seconds: float) -> None:
 
 
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:
-    """Check that the public listener can use the certificate and key. Raises: BadInput."""
+    """Check that the public listener can use the certificate and key. Raises: Invalid."""
     if certificate is None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:  # SSLError is a subclass
-        raise BadInput(
+        raise Invalid(
             "HANSE_TLS_CERTIFICATE: expected a readable PEM file, with its key in it or in HANSE_TLS_KEY, "
             f"got {certificate}{f' and {key}' if key else ''}: {error.strerror or error}"
         ) from None
@@ -314,7 +314,7 @@ def _bind(host: str, port: int, listener: str) -> socket.socket:
     except OSError as error:
         made.close()
         there = error.errno in (errno.EADDRINUSE, errno.EACCES)
-        raise Conflict(
+        raise WrongState(
             f"port {port} on {host} cannot be bound ({error.strerror}); "
             f"set HANSE_{listener}_{'PORT' if there else 'HOST'} to another value"
         ) from None

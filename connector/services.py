@@ -480,7 +480,7 @@ def _verifier(
     signer: Wallet,
     shared: SharedCallers | None,
 ) -> Verifier | None:
-    """The verifier of callers' credentials; None without rules. Raises: BadInput for an invalid file."""
+    """The verifier of callers' credentials; None without rules. Raises: Invalid for an invalid file."""
     if settings.credential_rules is None:
         return None
     rules = load_rules(settings.credential_rules)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import NoDecode, SettingsError
 
 from connector import urls
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: not a DID, and no letter that SQL would fold
 # As SQLAlchemy splits it: the rest of a password with an `@` would become host and database.
@@ -43,14 +43,14 @@ def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
 
 
 def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
-    """Create a folder. Raises: BadInput if it cannot be created or written to."""
+    """Create a folder. Raises: Invalid if it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
         if not os.access(folder, os.W_OK):
             code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(code, os.strerror(code))
     except OSError as error:
-        raise BadInput(f"{setting}: expected a folder to write to, got {folder} ({error.strerror})") from None
+        raise Invalid(f"{setting}: expected a folder to write to, got {folder} ({error.strerror})") from None
 
 
 def words(value: object) -> object:

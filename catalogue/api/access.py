@@ -17,7 +17,7 @@ from fastapi import Request
 
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member, Token
-from connector.errors import Conflict, ScopeMissing, Unauthenticated
+from connector.errors import ScopeMissing, Unproven, WrongState
 from connector.identity.identity_service import Identity
 from connector.infra import atomic_files
 
@@ -66,7 +66,7 @@ class ViewerAuthenticator:
         return await self._store.write(lambda tx: None if tx.tokens.count() else make_token(tx, file))
 
     async def viewer(self, request: Request) -> Viewer:
-        """The viewer of a request. Raises Unauthenticated for an invalid token."""
+        """The viewer of a request. Raises Unproven for an invalid token."""
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme:
             return await self._of_token(scheme, text.strip())
@@ -87,11 +87,11 @@ class ViewerAuthenticator:
         return Viewer(kind, principal.id, member.role, member.country)
 
     async def _member(self, did: str) -> Member:
-        """The member with this DID. Raises Unauthenticated if it does not exist."""
+        """The member with this DID. Raises Unproven if it does not exist."""
         is_text = did.isascii() and did.isprintable()  # any other is no DID, and nothing to ask a database for
         member = await self._store.read(lambda tx: tx.members.find(did)) if is_text else None
         if member is None or member.id != did:
-            raise Unauthenticated(
+            raise Unproven(
                 f"expected the token of a member of this data space, got one of {did[:200]!a}, which is not a "
                 "member; ask the operator to admit it, or send no token"
             )
@@ -103,7 +103,7 @@ class ViewerAuthenticator:
         return row is not None and (row.expires_at is None or row.expires_at > now)
 
     def operator(self) -> Callable[[Request], Awaitable[Viewer]]:
-        """A FastAPI dependency that admits only the operator. It raises Unauthenticated or ScopeMissing."""
+        """A FastAPI dependency that admits only the operator. It raises Unproven or ScopeMissing."""
 
         async def check(request: Request) -> Viewer:
             viewer = await self.viewer(request)
@@ -115,8 +115,8 @@ class ViewerAuthenticator:
         return check
 
     async def log_in(self, text: str) -> str:
-        """Start a browser session with the operator's token. Returns the cookie's value. Raises Unauthenticated."""
-        refused = Unauthenticated("this token is not the operator's; the first start of the catalogue printed it, once")
+        """Start a browser session with the operator's token. Returns the cookie's value. Raises Unproven."""
+        refused = Unproven("this token is not the operator's; the first start of the catalogue printed it, once")
         if not await self._operator(text):
             raise refused
         cookie = secrets.token_urlsafe(32)
@@ -162,10 +162,10 @@ class ViewerAuthenticator:
 def replace_token(tx: CatalogueTransaction, file: Path | None) -> str:
     """Replace the operator's token, as `make_token`.
 
-    Raises Conflict if no token exists: the catalogue never started.
+    Raises WrongState if no token exists: the catalogue never started.
     """
     if not tx.tokens.count():
-        raise Conflict(
+        raise WrongState(
             "no catalogue has served from this database yet, so that there is no token to be replaced; the first start "
             "makes one (HANSE_ADMIN_TOKEN_FILE says where it is put)"
         )
@@ -183,10 +183,10 @@ def make_token(tx: CatalogueTransaction, file: Path | None) -> str:
     return text
 
 
-def _refusal(viewer: Viewer) -> Unauthenticated | ScopeMissing:
+def _refusal(viewer: Viewer) -> Unproven | ScopeMissing:
     if viewer.id:
         return ScopeMissing("expected the operator's token, came a participant's; ask the operator")
-    return Unauthenticated("expected `Authorization: Bearer <operator's token>`; the first start printed it, once")
+    return Unproven("expected `Authorization: Bearer <operator's token>`; the first start printed it, once")
 
 
 def _same_site(request: Request) -> None:

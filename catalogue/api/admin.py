@@ -18,7 +18,7 @@ from catalogue.members.members import Application, Members
 from catalogue.search.index import Index
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Member, VisitRecord
-from connector.errors import BadInput, Forbidden, Unauthenticated
+from connector.errors import Forbidden, Invalid, Unproven
 
 _WAIT_MAX = 600.0
 
@@ -112,14 +112,14 @@ def _read_member(tx: CatalogueTransaction, *, key: str) -> dict[str, Any]:
 def _list_members_to_visit(tx: CatalogueTransaction, *, viewer: Viewer, key: str) -> list[Member]:
     """The members that are to be visited, if this viewer may ask for it."""
     if not viewer.is_operator and viewer.kind != MEMBERS:
-        raise Unauthenticated("expected the operator's token, or a self-issued token of the member to visit")
+        raise Unproven("expected the operator's token, or a self-issued token of the member to visit")
     if viewer.is_operator and not key:
         return [member for member in tx.members.list_all() if member.status == "active"]
     member = tx.members.of(key or viewer.id)
     if not viewer.is_operator and member.id != viewer.id:
         raise Forbidden("a member may ask for a visit of its own connector only")
     if member.status != "active":
-        raise BadInput(f"{member.name} is {member.status}; its connector is not visited")
+        raise Invalid(f"{member.name} is {member.status}; its connector is not visited")
     return [member]
 
 
@@ -127,5 +127,5 @@ async def _withdraw(store: CatalogueStore, viewer: Viewer, ids: list[str]) -> No
     if viewer.kind != MEMBERS:
         raise Forbidden("only the member that lists a dataset withdraws it; the operator suspends members instead")
     if not is_writable(ids):
-        raise BadInput("withdrawn: expected ids of datasets, came one with control characters, which is none")
+        raise Invalid("withdrawn: expected ids of datasets, came one with control characters, which is none")
     await store.write(lambda tx: ingest.withdraw(tx, viewer.id, ids))

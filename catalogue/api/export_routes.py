@@ -24,7 +24,7 @@ from catalogue.exports.dcat import About, Paging
 from catalogue.search.facets import EntryView
 from catalogue.search.search_service import Gone, Search
 from catalogue.settings import CatalogueSettings
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 
 _PAGE = 100
 _PAGE_BYTES = 8 * 2**20  # roughly: a page ends before the dataset that would make it longer
@@ -69,7 +69,7 @@ def router(
         """The catalogue as DCAT-AP 3 in pages of up to 100, linked by hydra (jsonld, ttl, rdf)."""
         export = EXPORTS.get(suffix)
         if export is None:
-            raise NotFound(f"expected catalog.{' or catalog.'.join(EXPORTS)}, came catalog.{suffix[:20]}")
+            raise Absent(f"expected catalog.{' or catalog.'.join(EXPORTS)}, came catalog.{suffix[:20]}")
         cards, following = _fit_page(*await search.page(viewer, after=_decode_cursor(after), size=_PAGE))
         first = f"{settings.root_url}/catalog.{suffix}"
         paging = Paging(
@@ -88,7 +88,7 @@ def router(
         """
         try:
             return (await search.dataset(dataset_id, viewer)).card, way
-        except NotFound as error:
+        except Absent as error:
             whole, _, last = dataset_id.rpartition("/")
             if way or last not in WAYS or isinstance(error, Gone):
                 raise
@@ -103,7 +103,7 @@ def router(
     ) -> Response:
         """One dataset: a page for people, Croissant 1.1, DCAT-AP 3, or what its description lacks."""
         if way and way not in WAYS:
-            raise BadInput(f"expected as={' or as='.join(WAYS)}, came {way[:50]!r}; without it, there is a page")
+            raise Invalid(f"expected as={' or as='.join(WAYS)}, came {way[:50]!r}; without it, there is a page")
         card, way = await find_dataset(dataset_id, way, viewer)
         if not way:
             return page(card, viewer)
@@ -143,4 +143,4 @@ def _decode_cursor(text: str) -> str:
             raise ValueError
         return decoded
     except (binascii.Error, ValueError) as error:
-        raise BadInput("expected a page address as hydra:next gave it; start at the first page") from error
+        raise Invalid("expected a page address as hydra:next gave it; start at the first page") from error

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from catalogue.api.access import ViewerAuthenticator
 from catalogue.search.index import Index
 from catalogue.store import CatalogueStore, CatalogueTransaction
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 
 _STATES = ("new", "active", "stale", "unreachable", "expired")
 
@@ -51,7 +51,7 @@ def router(store: CatalogueStore, index: Index, access: ViewerAuthenticator, met
         """The database answers, and the search index follows it."""
         try:
             await store.read(lambda tx: tx.entries.last_seq())
-        except HanseError as error:
+        except ConnectorError as error:
             return _failing(error.message)
         return _failing(index.problem) if index.problem else JSONResponse({"status": "ok"})
 

@@ -21,7 +21,7 @@ from catalogue.issuer.profiles import make_metadata, read_request
 from catalogue.issuer.status_lists import SignedStatusList, StatusListPublisher
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Issuance
-from connector.errors import BadInput, NotFound, Unauthenticated
+from connector.errors import Absent, Invalid, Unproven
 from connector.identity.did import CONTEXT
 from connector.identity.identity_service import Identity
 from connector.identity.signed_jwt import read_jwt
@@ -49,19 +49,19 @@ def router(
     routes = APIRouter(prefix=PATH, tags=["credentials"])
     logged = RateLimit(_LOGGED_PER_MINUTE, burst=_LOGGED_PER_MINUTE, most=1)
 
-    def refuse(why: str) -> Unauthenticated:
+    def refuse(why: str) -> Unproven:
         """The one refusal; the reason is for our log, of which a flood must not become one."""
         if logged.wait_seconds("", time.monotonic()) <= 0:
             _log.info("refused", why=why)
-        return Unauthenticated(_REFUSED, private=why)
+        return Unproven(_REFUSED, private=why)
 
     async def authenticate(request: Request) -> tuple[str, str]:
-        """The member that asks, and its access token. Raises: Unauthenticated without a reason, Busy."""
+        """The member that asks, and its access token. Raises: Unproven without a reason, Busy."""
         header = request.headers.get("authorization", "")
         try:
             await _check_member(store, identity.read_claimed_issuer(header))
             return await identity.authenticate_holder(header)
-        except Unauthenticated as error:
+        except Unproven as error:
             raise refuse(error.private or error.message) from error
 
     @routes.get("/metadata")
@@ -77,7 +77,7 @@ def router(
         asked = read_request(await _read_json(request), issuing.kinds)
         try:
             made = await store.write(partial(issuing.request, holder=holder, asked=asked, token=token))
-        except Unauthenticated as error:  # removed meanwhile
+        except Unproven as error:  # removed meanwhile
             raise refuse(error.message) from error
         delivery.wake()
         return Response(status_code=201, headers={"location": f"{root_url}{PATH}/requests/{made}"})
@@ -96,7 +96,7 @@ def router(
     async def status_list(kind: str, number: int, request: Request) -> Response:
         """A signed status list. `Accept: application/json` alone gets it unsigned, as EDC up to 0.15 reads it."""
         if kind not in _LIST_MEDIA or not 0 < number < _NUMBER_MAX:
-            raise NotFound("there is no such status list")
+            raise Absent("there is no such status list")
         signed = await lists.current(kind, number)
         age = f"public, max-age={max(1, int(lists.seconds / 10))}"
         headers = {"cache-control": age, "vary": "accept"}
@@ -111,11 +111,11 @@ def router(
 
 
 async def _check_member(store: CatalogueStore, did: str) -> None:
-    """Raise Unauthenticated for a DID that is not in the register."""
+    """Raise Unproven for a DID that is not in the register."""
     is_text = did.isascii() and did.isprintable()  # any other is no DID, and nothing to ask a database for
     member = await store.read(lambda tx: tx.members.find(did)) if is_text else None
     if member is None or member.id != did:
-        raise Unauthenticated(f"{did[:200]!a} is not a member")
+        raise Unproven(f"{did[:200]!a} is not a member")
 
 
 def _find(tx: CatalogueTransaction, *, issuance: str) -> Issuance | None:
@@ -127,7 +127,7 @@ async def _read_json(request: Request) -> Any:
     try:
         return json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise BadInput("expected a message as JSON, got something else") from None
+        raise Invalid("expected a message as JSON, got something else") from None
 
 
 def _unsigned(signed: SignedStatusList) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.credentials.presentation_query import PATH, PresentationService
 
 
@@ -20,7 +20,7 @@ def router(service: PresentationService, *, prefix: str) -> APIRouter:
             try:
                 return await request.json()
             except (ValueError, RecursionError):
-                raise BadInput("expected a message as JSON, got something else") from None
+                raise Invalid("expected a message as JSON, got something else") from None
 
         return await service.answer(request.headers.get("authorization"), read)
 

@@ -15,7 +15,7 @@ from catalogue.search import search_query
 from catalogue.search.facets import FACETS, facet_named
 from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 _OWN = ("q", "column", "page", "size")
 _Many = Annotated[list[str] | None, Query()]
@@ -32,9 +32,9 @@ def filters_of(request: Request) -> dict[str, list[str]]:
 
 
 def check_known(request: Request) -> None:
-    """Raise BadInput for an unknown parameter: an ignored filter would widen the result."""
+    """Raise Invalid for an unknown parameter: an ignored filter would widen the result."""
     if unknown := [name for name in request.query_params if name not in _OWN and facet_named(name) is None]:
-        raise BadInput(
+        raise Invalid(
             f"expected parameters {', '.join((*_OWN, *FACETS, 'owner'))}, came {unknown[0][:50]!r}",
             code="parameter_unknown",
         )

@@ -16,7 +16,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from catalogue.api.access import COOKIE, ViewerAuthenticator
-from connector.errors import BadInput, Unauthenticated, harmless
+from connector.errors import Invalid, Unproven, harmless
 from connector.identity.openid.issuer_client import FAILED
 from connector.identity.openid.login import ATTEMPT_SECONDS, LoginClient, Provider
 from connector.infra.http.form import parse_form
@@ -41,26 +41,26 @@ class ProvidersFile(BaseModel):
 def read_providers(file: Path | None) -> tuple[Provider, ...]:
     """Read the operator's file; None: no provider.
 
-    Raises: BadInput for a malformed file, one that other users can read, and for another role than `operator`.
+    Raises: Invalid for a malformed file, one that other users can read, and for another role than `operator`.
     """
     if file is None:
         return ()
     try:
         if file.stat().st_mode & 0o077:
-            raise BadInput(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
+            raise Invalid(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
         providers = ProvidersFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).providers
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        raise BadInput(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise Invalid(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
-        raise BadInput(f"{file}: expected YAML with `providers`, a list; {type(error).__name__}") from None
+        raise Invalid(f"{file}: expected YAML with `providers`, a list; {type(error).__name__}") from None
     if len({provider.name for provider in providers}) != len(providers):
-        raise BadInput(f"{file}: expected a name for each provider, got the same twice")
+        raise Invalid(f"{file}: expected a name for each provider, got the same twice")
     for provider in providers:
         if unknown := sorted(set(provider.roles.values()) - {OPERATOR_ROLE}):
-            raise BadInput(f"{file}: expected the role {OPERATOR_ROLE} alone for a catalogue, got {', '.join(unknown)}")
+            raise Invalid(f"{file}: expected the role {OPERATOR_ROLE} alone for a catalogue, got {', '.join(unknown)}")
         if "openid" not in provider.scopes.split():
-            raise BadInput(f"{file}: expected the scope openid for {provider.name}, got {provider.scopes!r}")
+            raise Invalid(f"{file}: expected the scope openid for {provider.name}, got {provider.scopes!r}")
     return providers
 
 
@@ -101,7 +101,7 @@ class OperatorSignOn:
                 text = parse_form(await request.body()).get("logout_token", "")
                 named = await self._logins.read_logout_token(provider, text)
                 if not named.subject:
-                    raise BadInput("expected `sub` in a logout token, got `sid` alone")
+                    raise Invalid("expected `sub` in a logout token, got `sid` alone")
             except FAILED as error:
                 self._refuse(provider, error)
                 return Response(status_code=400, headers={"cache-control": "no-store"})
@@ -133,10 +133,10 @@ class OperatorSignOn:
         provider, _, sealed = request.cookies.get(HINT_COOKIE, "").partition(":")
         return await self._logins.logout_url(provider, sealed) if sealed else ""
 
-    def _refuse(self, provider: str, error: BaseException) -> Unauthenticated:
+    def _refuse(self, provider: str, error: BaseException) -> Unproven:
         reason = f"{type(error).__name__}: {harmless(str(error))[:500]}"
         self._log.warning("sign_on_failed", provider=provider, reason=reason)
-        return Unauthenticated("sign-on failed; try again, or look into the catalogue's log, which has the reason")
+        return Unproven("sign-on failed; try again, or look into the catalogue's log, which has the reason")
 
     def _set(self, answer: Response, name: str, value: str, *, seconds: int, path: str, samesite: str) -> None:
         answer.set_cookie(

@@ -28,7 +28,7 @@ from catalogue.crawl.visit_turns import VisitPlaces
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member, VisitRecord
-from connector.errors import Forbidden, HanseError
+from connector.errors import ConnectorError, Forbidden
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient
 from connector.telemetry import logger
@@ -183,7 +183,7 @@ class Crawler:
             async with aclosing(visit.pages()) as pages:
                 async for datasets in pages:
                     await self._store_page(basis, datasets, tally)
-        except HanseError as error:
+        except ConnectorError as error:
             kind = "partial" if tally.datasets else "failed"
             return _Outcome(kind, error.message, visit.page_count, visit.byte_count)
         except Exception as error:  # noqa: BLE001  # whatever it is, the visit is concluded: else the next one is at once
@@ -306,6 +306,6 @@ def _read_basis(tx: CatalogueTransaction, *, key: str, operator: tuple[str, str,
     member = tx.members.of(key)
     source = tx.members.get_source(member.id)
     if source is None:
-        raise HanseError(f"the member {member.name} has no crawl state; remove it and let it join again")
+        raise ConnectorError(f"the member {member.name} has no crawl state; remove it and let it join again")
     spaces = Namespaces([operator, *((one.id, one.name, one.url) for one in tx.members.list_all())])
     return _Basis(member=member, etag=source.etag, spaces=spaces, revision=revision, seq=seq, at=tx.now)

@@ -19,7 +19,7 @@ from catalogue.search.visibility import is_selective, reduce_to_audience
 from catalogue.store import CatalogueTransaction
 from catalogue.store.tables import MARKED_STALE, Member
 from catalogue.store.tables import EntryRow as Row
-from connector.errors import Conflict, Forbidden, HanseError, Limited, MessageInvalid
+from connector.errors import ConnectorError, Forbidden, Limited, MessageInvalid, WrongState
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
 _SKIPPED_KEPT = 20
@@ -34,8 +34,8 @@ class SkipReason:
     foreign: bool
 
     @classmethod
-    def of(cls, error: HanseError) -> SkipReason:
-        return cls(clean(error.message, 500), isinstance(error, Conflict))  # not the error: it would hold the dataset
+    def of(cls, error: ConnectorError) -> SkipReason:
+        return cls(clean(error.message, 500), isinstance(error, WrongState))  # not the error: it would hold the dataset
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Tally:
     refused: dict[str, SkipReason] = field(default_factory=dict)  # of the page at hand: ids that were skipped, and why
     unfit: dict[str, SkipReason] = field(default_factory=dict)  # of the visit: those of them that are listed here
 
-    def skip(self, dataset: str, error: HanseError) -> None:
+    def skip(self, dataset: str, error: ConnectorError) -> None:
         problem = SkipReason.of(error)
         self.skipped += 1
         self.refused[dataset] = problem
@@ -100,7 +100,7 @@ def sift(
         try:
             candidate = _candidate(raw, member, spaces, entry_bytes)
             found[candidate.id] = candidate
-        except HanseError as error:
+        except ConnectorError as error:
             tally.skip(label, error)
     return list(found.values())
 
@@ -125,7 +125,7 @@ def _candidate(raw: object, member: Member, spaces: Namespaces, entry_bytes: int
     dataset_id = read_id(raw)
     owners = spaces.owners(dataset_id)
     if owners is not None and member.id not in owners:
-        raise Conflict(
+        raise WrongState(
             "the id lies in the namespace of another member or of the operator; "
             f"{member.name} has {PREFIX}{member.name}:, {member.id}: and {member.url}/"
         )
@@ -149,7 +149,7 @@ def parse_candidates(
         try:
             content = read_dataset(candidate.raw, participant=member.id).to_json()
             page.readings.append(ParsedDataset(candidate, content, hash_content(content)))
-        except HanseError as error:
+        except ConnectorError as error:
             tally.skip(candidate.id, error)
     return page
 
@@ -182,11 +182,13 @@ def store_page(
     for reading in page.readings:
         row = rows.get(reading.candidate.id)
         if row is not None and row.member_id in others and not reading.candidate.own:
-            taken = Conflict("another member listed this id first; ids of yours start with your own namespace")
+            taken = WrongState("another member listed this id first; ids of yours start with your own namespace")
             tally.skip(row.id, taken)
             continue
         if row is not None and row.withdrawn_at is not None and row.seq > seq:
-            tally.skip(row.id, Conflict("it was withdrawn while it was read; the next visit says whether it is listed"))
+            tally.skip(
+                row.id, WrongState("it was withdrawn while it was read; the next visit says whether it is listed")
+            )
             continue
         tally.datasets += 1
         row = row or Row(id=reading.candidate.id, first_seen=tx.now, digest="", misses=0)
@@ -311,7 +313,7 @@ def reread_outdated(tx: CatalogueTransaction, *, limit: int = 500) -> int:
         row.reader = READER
         try:
             entry = read_dataset(json.loads(row.raw), participant=row.member_id)
-        except (HanseError, RecursionError):  # the latter of the text itself
+        except (ConnectorError, RecursionError):  # the latter of the text itself
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
         row.selective = is_selective(row.content)

@@ -26,7 +26,7 @@ from urllib.parse import urljoin, urlsplit
 from catalogue.settings import CatalogueSettings
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.protocol_client import ProtocolClient
-from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
+from connector.errors import ConnectorError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient, Reply, origin
 from connector.urls import check_endpoint, read_url
@@ -125,10 +125,10 @@ class Visit:
                     yield datasets
         except TimeoutError as error:
             self._broke_off(Limited(f"the visit took longer than {self._limits.seconds:g} s"), error)
-        except HanseError as error:
+        except ConnectorError as error:
             self._broke_off(error, error)
 
-    def _broke_off(self, problem: HanseError, cause: Exception) -> None:
+    def _broke_off(self, problem: ConnectorError, cause: Exception) -> None:
         if self.page_count == 0:
             raise problem from cause
         self.problem = problem.message

@@ -15,7 +15,7 @@ from functools import partial
 
 from catalogue.issuer.issuing import CredentialParcel, Issuing
 from catalogue.store import CatalogueStore
-from connector.errors import HanseError, harmless
+from connector.errors import ConnectorError, harmless
 from connector.identity.did import DidResolver, host_of
 from connector.identity.identity_service import Wallet
 from connector.infra.concurrency.recent_keys import put_recent
@@ -124,7 +124,7 @@ class CredentialDelivery:
                     body=json.dumps(delivery.message).encode(),
                     max_bytes=_ANSWER_MAX,
                 )
-        except HanseError as error:
+        except ConnectorError as error:
             return harmless(f"{error.message} ({error.private})" if error.private else error.message)
         except TimeoutError:
             return f"expected the credential service of {delivery.holder} to answer within {_SECONDS:g} s"

@@ -19,7 +19,7 @@ from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueTransaction
 from catalogue.store.issuances import ACTIVE
 from catalogue.store.tables import Issuance, IssuedCredential, Member
-from connector.errors import Forbidden, Limited, Unauthenticated
+from connector.errors import Forbidden, Limited, Unproven
 from connector.identity.did import CONTEXT
 
 _OPEN_MAX = 32  # requests of a member whose answer is not delivered
@@ -53,11 +53,11 @@ class Issuing:
     def request(self, tx: CatalogueTransaction, holder: str, asked: IssuanceRequest, *, token: str = "") -> str:
         """Store a member's request and return its id. `token`: its access token, for the delivery.
 
-        Raises: Unauthenticated for a stranger, Forbidden for a suspended member, Limited for one that has too many.
+        Raises: Unproven for a stranger, Forbidden for a suspended member, Limited for one that has too many.
         """
         member = tx.members.find(holder, lock=True)
         if member is None or member.id != holder:
-            raise Unauthenticated(f"{holder} is not a member")
+            raise Unproven(f"{holder} is not a member")
         if member.status != "active":
             raise Forbidden("expected an active member, got one that is suspended; ask the operator of the data space")
         if tx.issuances.count_open(holder) >= _OPEN_MAX:

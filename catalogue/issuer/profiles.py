@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalogue.crawl.sanitize import is_writable
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.did import CONTEXT
 
 _MANY = 16  # credentials in a request
@@ -83,17 +83,17 @@ def make_metadata(did: str, kinds: Mapping[str, CredentialKind]) -> dict[str, An
 def read_request(message: Any, kinds: Mapping[str, CredentialKind]) -> IssuanceRequest:
     """A CredentialRequestMessage (section 6.4). Fields that the protocol does not name have no effect.
 
-    Raises: BadInput, which names the ids that exist.
+    Raises: Invalid, which names the ids that exist.
     """
     if not isinstance(message, dict) or message.get("type") != "CredentialRequestMessage":
-        raise BadInput("expected a CredentialRequestMessage, got another message")
+        raise Invalid("expected a CredentialRequestMessage, got another message")
     holder_pid = message.get("holderPid")
     if not isinstance(holder_pid, str) or not 0 < len(holder_pid) <= _TEXT_MAX or not is_writable(holder_pid):
-        raise BadInput(f"expected a holderPid of 1 to {_TEXT_MAX} characters, without control characters")
+        raise Invalid(f"expected a holderPid of 1 to {_TEXT_MAX} characters, without control characters")
     entries = message.get("credentials")
     if not isinstance(entries, list) or not 0 < len(entries) <= _MANY:
-        raise BadInput(f"expected 1 to {_MANY} entries in credentials")
+        raise Invalid(f"expected 1 to {_MANY} entries in credentials")
     wanted = tuple(entry.get("id") if isinstance(entry, dict) else None for entry in entries)
     if any(not isinstance(one, str) or one not in kinds for one in wanted) or len(set(wanted)) != len(wanted):
-        raise BadInput(f"expected ids of our metadata, each once ({', '.join(kinds)}), got another one")
+        raise Invalid(f"expected ids of our metadata, each once ({', '.join(kinds)}), got another one")
     return IssuanceRequest(holder_pid, tuple(str(one) for one in wanted))

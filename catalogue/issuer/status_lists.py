@@ -9,7 +9,7 @@ from functools import partial
 
 from catalogue.issuer.credential_signer import CredentialSigner
 from catalogue.store import CatalogueStore, CatalogueTransaction
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.infra.concurrency.recent_keys import put_recent
 
 _FRESH_PART = 0.1
@@ -34,14 +34,14 @@ class StatusListPublisher:
         self._signed: OrderedDict[tuple[str, int], SignedStatusList] = OrderedDict()
 
     async def current(self, kind: str, number: int) -> SignedStatusList:
-        """The list, signed recently enough. Raises: NotFound."""
+        """The list, signed recently enough. Raises: Absent."""
         signed = await self._store.read(partial(self._current, kind=kind, number=number))
         put_recent(self._signed, (kind, number), signed, most=_KEPT_MAX)
         return signed
 
     def _current(self, tx: CatalogueTransaction, *, kind: str, number: int) -> SignedStatusList:
         if (row := tx.issuances.find_list(kind, number)) is None:
-            raise NotFound(f"there is no status list {kind[:20]}/{number}")
+            raise Absent(f"there is no status list {kind[:20]}/{number}")
         kept = self._signed.get((kind, number))
         age = tx.now - kept.signed_at if kept else 0.0  # below 0: the clock was set back
         if kept is not None and kept.revision == row.revision and 0 <= age < self.seconds * _FRESH_PART:

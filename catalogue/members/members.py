@@ -14,7 +14,7 @@ from catalogue.issuer.membership import ask_for_membership, follow_change, follo
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Issuance, IssuedCredential, Member
-from connector.errors import AlreadyExists, BadInput, Conflict, PeerNonsense, PeerUnreachable, Unauthenticated
+from connector.errors import AlreadyExists, Invalid, PeerNonsense, PeerUnreachable, Unproven, WrongState
 from connector.identity.did import address_of
 from connector.infra.net.http_client import HttpClient
 from connector.setting_types import NAME, address, did, port_hint
@@ -60,7 +60,7 @@ class Members:
     async def join(self, application: Application) -> Member:
         """Admit a participant whose DID document can be read and is its own.
 
-        BadInput for facts that do not fit, AlreadyExists for a DID or name that is taken, PeerNonsense or
+        Invalid for facts that do not fit, AlreadyExists for a DID or name that is taken, PeerNonsense or
         PeerUnreachable where the DID document is missing or has another id.
         """
         wanted = self._check_application(application)
@@ -92,7 +92,7 @@ class Members:
         return list(await self._store.read(lambda tx: tx.members.list_all()))
 
     async def change(self, key: str, *, changes: dict[str, str]) -> Member:
-        """Change facts or status of a member; the search follows. NotFound, BadInput."""
+        """Change facts or status of a member; the search follows. Absent, Invalid."""
         _check(changes)
 
         def work(tx: CatalogueTransaction) -> Member:
@@ -125,17 +125,17 @@ class Members:
         return member
 
     async def issue(self, key: str) -> Member:
-        """Have the issuer deliver a new membership credential to an active member. NotFound, BadInput."""
+        """Have the issuer deliver a new membership credential to an active member. Absent, Invalid."""
         types = self._settings.issuer_types
         if not types:
-            raise BadInput("expected an issuer, this catalogue is none; name types in HANSE_ISSUER_TYPES")
+            raise Invalid("expected an issuer, this catalogue is none; name types in HANSE_ISSUER_TYPES")
 
         def work(tx: CatalogueTransaction) -> Member:
             member = tx.members.of(key, lock=True)
             if member.status != "active":
-                raise BadInput(f"{member.name} is {member.status}; lift the suspension first")
+                raise Invalid(f"{member.name} is {member.status}; lift the suspension first")
             if tx.issuances.count_open(member.id):
-                raise Conflict(f"{member.name} has a delivery under way; wait for its end")
+                raise WrongState(f"{member.name} has a delivery under way; wait for its end")
             ask_for_membership(tx, member.id, types)
             return member
 
@@ -182,8 +182,8 @@ class Members:
     def _check_application(self, application: Application) -> Application:
         try:
             document = address_of(did(application.id), insecure_http=self._net.guard.insecure_http)
-        except (Unauthenticated, ValueError) as error:
-            raise BadInput(str(error)) from error
+        except (Unproven, ValueError) as error:
+            raise Invalid(str(error)) from error
         url = (application.url or document.removesuffix("/did.json").removesuffix("/.well-known")).rstrip("/")
         made = replace(
             application,
@@ -250,9 +250,9 @@ _FITS: dict[str, tuple[Callable[[str], object], str]] = {
 
 
 def _check(facts: Mapping[str, str]) -> None:
-    """BadInput for the first that does not fit. Of a change what changes: else who has an unfit fact could not be
+    """Invalid for the first that does not fit. Of a change what changes: else who has an unfit fact could not be
     suspended."""
     for field, value in facts.items():
         fits, expected = _FITS.get(field, (lambda _: True, "a text"))
         if not is_writable(value) or not fits(value):
-            raise BadInput(f"{field}: expected {expected}, without control characters, came {value[:200]!r}")
+            raise Invalid(f"{field}: expected {expected}, without control characters, came {value[:200]!r}")

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
 from connector.identity.credentials.scopes import Scope
 from connector.identity.signed_jwt import ReadJwt
@@ -40,6 +40,6 @@ class OwnCredentials:
                 found.append(read_credential(text, holder=self._did, now=now))
             except (OSError, ValueError) as error:
                 _log.warning("credential_left_out", file=path.name, why=str(error))
-            except Unauthenticated as error:
+            except Unproven as error:
                 _log.warning("credential_left_out", file=path.name, why=error.private or error.message)
         return found

@@ -31,7 +31,7 @@ from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member, VisitRecord
-from connector.errors import BadInput, HanseError, Unauthenticated
+from connector.errors import ConnectorError, Invalid, Unproven
 from connector.infra.html.wording import CONSUMERS_GROUPS, TIERS
 
 _FIELDS_MAX = 50
@@ -94,7 +94,7 @@ class Site:
             EXPORTS=EXPORTS,
         )
 
-    async def problem(self, request: Request, error: HanseError) -> Response:
+    async def problem(self, request: Request, error: ConnectorError) -> Response:
         """An error as a page that says what to do."""
         try:
             viewer = await self._access.viewer(request)
@@ -146,7 +146,7 @@ class Site:
             return await self._member_page(viewer)
 
     async def _member_page(
-        self, viewer: Viewer, *, asked: Mapping[str, str] = MappingProxyType({}), error: HanseError | None = None
+        self, viewer: Viewer, *, asked: Mapping[str, str] = MappingProxyType({}), error: ConnectorError | None = None
     ) -> Response:
         """Every member, and for the operator the form to admit one: with what it said where that was refused."""
         counts = await self._search.owners(viewer)
@@ -186,7 +186,7 @@ class Site:
             fields = await _fields(request)
             try:
                 cookie = await self._access.log_in(fields.get("token", ""))
-            except Unauthenticated as error:
+            except Unproven as error:
                 return self._page("login.html", Viewer(), status=401, problem=error.message, where="login")
             response = RedirectResponse("/", status_code=303)
             secure = self._settings.root_url.startswith("https:")
@@ -217,7 +217,7 @@ class Site:
             asked = {name: fields.get(name, "") for name in ("id", "name", "title", "role", "country", "url")}
             try:
                 await self._members.join(Application(**asked))
-            except HanseError as error:
+            except ConnectorError as error:
                 return await self._member_page(viewer, asked=asked, error=error)
             return RedirectResponse("/members#main", status_code=303)
 
@@ -235,7 +235,7 @@ class Site:
             key = (await _fields(request)).get("member", "")
             member = await self._store.read(lambda tx: tx.members.of(key))
             if member.status != "active":
-                raise BadInput(f"{member.name} is {member.status}; its connector is not visited")
+                raise Invalid(f"{member.name} is {member.status}; its connector is not visited")
             await asyncio.wait([self._crawler.start(member.id, why="operator")], timeout=20.0)
             return back()
 
@@ -246,7 +246,7 @@ async def _fields(request: Request) -> dict[str, str]:
     try:
         fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
     except ValueError as error:
-        raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields") from error
+        raise Invalid(f"expected a form with at most {_FIELDS_MAX} fields") from error
     return {name: values[-1].strip() for name, values in fields.items()}
 
 

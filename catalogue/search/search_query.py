@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from catalogue.search.facets import POLICIES, STATES, facet_named, purpose_name, theme_code
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 SIZE, SIZE_MAX, DEPTH_MAX = 20, 100, 10_000
 TEXT_MAX, _ID_MAX = 500, 1_024
@@ -61,15 +61,15 @@ def parse_query(
     """Parse a query from the search box and parameters.
 
     Raises:
-        BadInput: the text is too long, the page too deep, or a state or policy class unknown.
+        Invalid: the text is too long, the page too deep, or a state or policy class unknown.
     """
     if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
-        raise BadInput(
+        raise Invalid(
             f"expected at most {TEXT_MAX} characters to search for, or one id of a dataset of at most {_ID_MAX}, "
             f"came {len(text)}"
         )
     if page < 1 or not 1 <= size <= SIZE_MAX or page * size > DEPTH_MAX:
-        raise BadInput(
+        raise Invalid(
             f"expected a page from 1 on, 1 to {SIZE_MAX} results a page and at most {DEPTH_MAX} results in all, came "
             f"page {page} of {size}; narrow the search instead of paging further"
         )
@@ -78,9 +78,9 @@ def parse_query(
     words = _TYPED.sub(lambda match: _typed(match, found, wanted), text)
     chosen = {name: _normal(name, values) for name, values in found.items() if any(values)}
     if sum(map(len, chosen.values())) + len(wanted) > _FILTERS_MAX:
-        raise BadInput(f"expected at most {_FILTERS_MAX} filters")
+        raise Invalid(f"expected at most {_FILTERS_MAX} filters")
     if max(sum(map(len, wanted)), *(len(one) for values in chosen.values() for one in values), 0) > _FILTER_MAX:
-        raise BadInput(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
+        raise Invalid(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
     return SearchQuery(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
 
@@ -102,5 +102,5 @@ def _normal(name: str, values: Iterable[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(normal(value.strip()) for value in values if value.strip()))
     for value in found:
         if known is not None and value not in known:
-            raise BadInput(f"expected as {name} one of {', '.join(known)}, came {value[:80]!r}")
+            raise Invalid(f"expected as {name} one of {', '.join(known)}, came {value[:80]!r}")
     return found

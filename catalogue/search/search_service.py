@@ -25,7 +25,7 @@ from catalogue.search.visibility import has_seen, view_for
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member
 from catalogue.store.tables import EntryRow as Row
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.infra.concurrency.thread_pool import BoundedThreadPool
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _LOOKS = 10  # reads of a page's size that one page may take
 _PART_MIN = 4  # letters of a searched word that may be found inside a longer one
 
 
-class Gone(NotFound):
+class Gone(Absent):
     """The error for a withdrawn dataset, with the time and the reason."""
 
     status = 410
@@ -120,7 +120,7 @@ class Search:
     async def dataset(self, dataset_id: str, viewer: Viewer) -> EntryDetail:
         """One dataset.
 
-        Raises NotFound if it does not exist or this viewer may not see it, and Gone if it was withdrawn.
+        Raises Absent if it does not exist or this viewer may not see it, and Gone if it was withdrawn.
         """
         return await self._store.read(partial(_read_detail, dataset_id=dataset_id, viewer=viewer))
 
@@ -228,7 +228,7 @@ def _read_detail(tx: CatalogueTransaction, *, dataset_id: str, viewer: Viewer) -
     if rows is not None and card is not None:
         return EntryDetail(card, *rows)
     _refuse_gone(tx.entries.find(dataset_id), viewer)
-    raise NotFound(
+    raise Absent(
         f"no dataset {dataset_id[:200]!r} is here, or it is for members only; members see it through their connector"
     )
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from catalogue.store.transaction import CatalogueTransaction
-from connector.errors import BadInput, Busy
+from connector.errors import Invalid, Unavailable
 from connector.infra.concurrency.thread_pool import BoundedThreadPool
 from connector.infra.database.database import open_engine
 
@@ -24,7 +24,7 @@ Work = Callable[[CatalogueTransaction], T]
 class CatalogueStore:
     """The catalogue's database. SQLite has one writer thread, so that writers queue instead of waiting for a lock.
 
-    Raises BadInput for a value that the database cannot store, such as text with NUL in PostgreSQL.
+    Raises Invalid for a value that the database cannot store, such as text with NUL in PostgreSQL.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 4) -> None:
@@ -37,12 +37,12 @@ class CatalogueStore:
     async def write(self, work: Work[T]) -> T:
         """Run `work(tx)` and commit. Returns its result once the commit is durable.
 
-        An exception rolls everything back. Raises Busy if too many writes wait.
+        An exception rolls everything back. Raises Unavailable if too many writes wait.
         """
         return await asyncio.wrap_future(self._writers.submit(partial(self.write_now, work)))
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot and roll back. Raises Busy if too many reads wait."""
+        """Run `work(tx)` on a snapshot and roll back. Raises Unavailable if too many reads wait."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
     def write_now(self, work: Work[T]) -> T:
@@ -77,12 +77,12 @@ class CatalogueStore:
         self.engine.dispose()
 
 
-def _busy_error(error: OperationalError) -> Busy:
-    return Busy("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])
+def _busy_error(error: OperationalError) -> Unavailable:
+    return Unavailable("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])
 
 
-def _bad_input_error(error: DataError) -> BadInput:
-    return BadInput(
+def _bad_input_error(error: DataError) -> Invalid:
+    return Invalid(
         "expected values that the database can hold, came one that it cannot, as a text with NUL; leave that out",
         private=repr(error.orig)[:500],
     )

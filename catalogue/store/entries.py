@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, defer
 
 from catalogue.store import counters
 from catalogue.store.tables import MARKED_STALE, CrawlState, EntryRow, Member
-from connector.errors import NotFound
+from connector.errors import Absent
 
 _SEQ = "entry"
 _SET_BACK = 3_600.0  # a `last_seen` this far in the future is from a clock that was set back
@@ -39,9 +39,9 @@ class EntryQueries:
         return self._session.get(EntryRow, entry_id)
 
     def of(self, entry_id: str) -> EntryRow:
-        """By id. Raises NotFound if unknown."""
+        """By id. Raises Absent if unknown."""
         if (found := self.find(entry_id)) is None:
-            raise NotFound(f"no dataset {entry_id[:200]!r} is in this catalogue")
+            raise Absent(f"no dataset {entry_id[:200]!r} is in this catalogue")
         return found
 
     def get_many(self, ids: Iterable[str]) -> dict[str, EntryRow]:

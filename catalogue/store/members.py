@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from catalogue.store import counters
 from catalogue.store.tables import CrawlState, Member, VisitRecord
-from connector.errors import NotFound
+from connector.errors import Absent
 
 _RUNS_KEPT = 20
 _REVISION = "member"
@@ -35,9 +35,9 @@ class MemberQueries:
         return found is not None and tuple(found) == ("active", member.url, member.joined_at)
 
     def of(self, key: str, *, lock: bool = False) -> Member:
-        """By DID or short name, as `find`. Raises NotFound if unknown."""
+        """By DID or short name, as `find`. Raises Absent if unknown."""
         if (found := self.find(key, lock=lock)) is None:
-            raise NotFound(f"no member {key[:200]!r} is registered here; list them with `hanse catalogue member list`")
+            raise Absent(f"no member {key[:200]!r} is registered here; list them with `hanse catalogue member list`")
         return found
 
     def list_all(self) -> Sequence[Member]:

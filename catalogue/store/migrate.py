@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.infra.database import database
 
 FOLDER = Path(__file__).parent / "migrations"
@@ -17,9 +17,9 @@ def upgrade(url: str) -> tuple[str, str]:
 
 
 def check_made(url: str) -> None:
-    """Raise NotFound if the SQLite database does not exist: the settings or the working directory are others."""
+    """Raise Absent if the SQLite database does not exist: the settings or the working directory are others."""
     if path := database.missing_file(url):
-        raise NotFound(
+        raise Absent(
             f"expected the database of a catalogue, got nothing at {path}; set HANSE_DATA_DIR or HANSE_DATABASE_URL "
             "as the catalogue has it, or make a new one with `hanse catalogue serve` or `migrate`"
         )

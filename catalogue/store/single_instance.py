@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from connector.errors import Busy, Conflict
+from connector.errors import Unavailable, WrongState
 from connector.infra.database.database import open_connection, open_engine, sqlite_file
 from connector.infra.lock_file import acquire_lock
 from connector.telemetry import logger
@@ -25,7 +25,7 @@ _TRIES = 10
 
 
 @contextmanager
-def hold_exclusively(directory: Path, url: str, *, lost: Callable[[Conflict], None]) -> Iterator[None]:
+def hold_exclusively(directory: Path, url: str, *, lost: Callable[[WrongState], None]) -> Iterator[None]:
     """Keep both this process's alone for as long as the block lasts. Conflict where one is another's.
 
     In PostgreSQL that is a lock of a connection's: it is free seconds after its process or its machine is gone, and
@@ -45,7 +45,7 @@ def hold_exclusively(directory: Path, url: str, *, lost: Callable[[Conflict], No
 
 
 @contextmanager
-def _hold_lock(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
+def _hold_lock(url: str, lost: Callable[[WrongState], None]) -> Iterator[None]:
     engine, over = open_engine(url, pool_size=1), threading.Event()
     try:
         ours: set[int] = set()
@@ -62,7 +62,7 @@ def _hold_lock(url: str, lost: Callable[[Conflict], None]) -> Iterator[None]:
 
 
 def _watch(
-    engine: Engine, held: Connection, ours: set[int], over: threading.Event, lost: Callable[[Conflict], None]
+    engine: Engine, held: Connection, ours: set[int], over: threading.Event, lost: Callable[[WrongState], None]
 ) -> None:
     """Check the lock until `over` is set, and take it again after a lost connection.
 
@@ -73,11 +73,11 @@ def _watch(
         try:
             connection = connection or _connect_and_lock(engine, ours)
             ours = {_read_backend_pid(connection)}
-        except Conflict as error:
+        except WrongState as error:
             logger("claim").error("database_taken", reason=error.message)
             lost(error)
             return
-        except (Busy, SQLAlchemyError):
+        except (Unavailable, SQLAlchemyError):
             _close(connection)
             connection = None
     _close(connection)
@@ -91,7 +91,8 @@ def _read_backend_pid(connection: Connection) -> int:
 def _connect_and_lock(engine: Engine, ours: set[int]) -> Connection:
     """Connect and take the lock; the backend id is added to `ours`.
 
-    Raises Conflict if another process has the lock, and Busy if a lost connection of this process still has it.
+    Raises WrongState if another process has the lock, and Unavailable if a lost connection of this process still has
+    it.
     """
     connection = open_connection(engine).execution_options(isolation_level="AUTOCOMMIT")
     try:
@@ -121,8 +122,8 @@ def _claim(connection: Connection, ours: set[int]) -> None:
         if (holder := connection.scalar(_HOLDER, {"key": _SERVES})) is not None:  # else it was let go of in between
             break
     if holder in ours:
-        raise Busy("the database is still ours by a connection that is gone")
-    raise Conflict(
+        raise Unavailable("the database is still ours by a connection that is gone")
+    raise WrongState(
         "HANSE_DATABASE_URL: another catalogue serves from this database; stop that one, or give this one a database "
         "of its own"
     )

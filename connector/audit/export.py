@@ -26,7 +26,7 @@ from connector.audit import merkle, signed_note
 from connector.audit.head_file import AuditTransaction
 from connector.audit.log import AuditLog, Filter, row_to_record
 from connector.audit.record import Record, canonical
-from connector.errors import Busy, NotFound
+from connector.errors import Absent, Unavailable
 
 FORMAT = "hanse-evidence/1"
 _TILES_KEPT = 512  # 4 MB
@@ -37,8 +37,8 @@ _LINE_ESTIMATE = 16_384  # far above a line's length: decides whether the zip fi
 async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, directory: Path) -> IO[bytes]:
     """Write an evidence file under the newest head and return it open at its start; closing it deletes it.
 
-    The caller has recorded the reader. Raises: NotFound for an empty log; Busy if the directory has no room, or too
-    many exports run.
+    The caller has recorded the reader. Raises: Absent for an empty log; Unavailable if the directory has no room, or
+    too many exports run.
     """
     await log.sequencer.settle()
 
@@ -56,16 +56,16 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
     try:
         return await log.database.read_long(work)
     except OSError as error:
-        raise Busy(
+        raise Unavailable(
             "the evidence file cannot be written; make room in the data directory", private=str(error)
         ) from error
 
 
 def write(file: IO[bytes], tx: AuditTransaction, *, signer: signed_note.Signer, which: Filter) -> None:
-    """Write the records that match `which` from a single snapshot. Raises: NotFound for a log without records."""
+    """Write the records that match `which` from a single snapshot. Raises: Absent for a log without records."""
     newest = tx.audit.read_checkpoint()
     if newest is None:
-        raise NotFound("the log has no record yet, so there is nothing to export")
+        raise Absent("the log has no record yet, so there is nothing to export")
     origin, size, root = signed_note.read_head(newest.note)
     whole = not which.terms
     with ZipFile(file, "w", ZIP_STORED) as container:

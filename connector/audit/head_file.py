@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 from connector.audit import merkle
 from connector.audit.signed_note import Signer, read_head
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.infra import atomic_files
 from connector.telemetry import logger
 
 _log = logger("audit")
 
 
-class LogBroken(HanseError):
+class LogBroken(ConnectorError):
     """The stored log does not match its signed head. Nothing more is signed until an operator has repaired it."""
 
     code = "log_broken"

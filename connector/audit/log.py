@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from connector.audit import merkle, signed_note
 from connector.audit.head_file import AuditTransaction, ForeignLog, HeadFile, LogBroken, describe_older_log
 from connector.audit.record import SALT_BYTES, Record, make_record
-from connector.errors import BadInput, HanseError, NotFound
+from connector.errors import Absent, ConnectorError, Invalid
 from connector.events import OUTCOMES, Bus, Event, kinds
 from connector.telemetry import logger
 
@@ -108,12 +108,12 @@ class Sequencer:
                     self.lost.set()
                     return
                 except Exception as error:  # noqa: BLE001  # a sequencer that stops is a log that stops
-                    self.problem = error.message if isinstance(error, HanseError) else type(error).__name__
+                    self.problem = error.message if isinstance(error, ConnectorError) else type(error).__name__
                     _log.error(
                         "audit round failed",
                         reason=self.problem,
                         pause=pause,
-                        exc_info=not isinstance(error, HanseError),
+                        exc_info=not isinstance(error, ConnectorError),
                     )
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _RETRY_CAP)
@@ -277,7 +277,7 @@ class Filter:
     """Selects records by equality on indexed members and by a span of time in UTC seconds.
 
     `named` is another text that records may have for the dataset, as `AuditLog.resolve_dataset` finds it. Raises:
-    BadInput for a kind or outcome that no record can have, as an empty result would look like "nothing happened".
+    Invalid for a kind or outcome that no record can have, as an empty result would look like "nothing happened".
     """
 
     kind: str = ""
@@ -292,10 +292,10 @@ class Filter:
     def __post_init__(self) -> None:
         for name, value, known in (("kind", self.kind, kinds()), ("outcome", self.outcome, OUTCOMES)):
             if value and value not in known:
-                raise BadInput(f"{name}: expected one of {', '.join(sorted(known))}, got {value[:64]!r}")
+                raise Invalid(f"{name}: expected one of {', '.join(sorted(known))}, got {value[:64]!r}")
         for name in _TEXTS:
             if "\0" in getattr(self, name):
-                raise BadInput(f"{name}: expected a text without NUL characters, got one with")
+                raise Invalid(f"{name}: expected a text without NUL characters, got one with")
 
     @property
     def query(self) -> dict[str, Any]:
@@ -323,14 +323,14 @@ class AuditLog:
 
         A text with a colon is an id and stays as it is, and so does a text in double quotes. For a name, records that
         hold that very text as their dataset are included too: other parties choose how they call a dataset, and must
-        not be able to hide our records. Raises: NotFound for an unknown dataset or agreement, as an empty result would
-        look like "nothing happened"; BadInput for a name of several datasets.
+        not be able to hide our records. Raises: Absent for an unknown dataset or agreement, as an empty result would
+        look like "nothing happened"; Invalid for a name of several datasets.
         """
         await self.sequencer.settle()
 
         def work(tx: AuditTransaction) -> Filter:
             if which.agreement and not tx.audit.knows_agreement(which.agreement):
-                raise NotFound(
+                raise Absent(
                     f"no agreement {which.agreement!r} was concluded here, and no record names it; list them with "
                     "`hanse agreements`"
                 )
@@ -351,13 +351,13 @@ class AuditLog:
         return await self.database.read(work)
 
     async def prove(self, idx: int) -> ProvenRecord:
-        """A record with its inclusion proof. Raises: NotFound for an index that is not below the log's size."""
+        """A record with its inclusion proof. Raises: Absent for an index that is not below the log's size."""
 
         def work(tx: AuditTransaction) -> ProvenRecord:
             newest, row = tx.audit.read_checkpoint(), tx.audit.get_event(idx)
             if newest is None or row is None or idx >= newest.size:
                 size = 0 if newest is None else newest.size
-                raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
+                raise Absent(f"the log has no record {idx}: expected an index below its size, {size}")
             path = merkle.inclusion_proof(tx.audit.read_tile, idx, newest.size)
             logged = merkle.leaf_at(tx.audit.read_tile, idx)
             return ProvenRecord(row_to_record(row), logged, signed_note.proof(index=idx, path=path, note=newest.note))
@@ -365,19 +365,19 @@ class AuditLog:
         return await self.database.read(work)
 
     async def head(self) -> str:
-        """The newest signed head. Raises: NotFound before the first record."""
+        """The newest signed head. Raises: Absent before the first record."""
 
         def work(tx: AuditTransaction) -> str:
             newest = tx.audit.read_checkpoint()
             if newest is None:
-                raise NotFound("the log has no signed head yet; it gets one with its first record")
+                raise Absent("the log has no signed head yet; it gets one with its first record")
             text: str = newest.note
             return text
 
         return await self.database.read(work)
 
     async def tile(self, level: int, n: int, wide: int) -> bytes:
-        """The first `wide` hashes of a tile, 32 bytes each. Raises: NotFound if it has fewer."""
+        """The first `wide` hashes of a tile, 32 bytes each. Raises: Absent if it has fewer."""
 
         def work(tx: AuditTransaction) -> bytes:
             data: bytes = tx.audit.read_tile(level, n) or b""
@@ -385,7 +385,7 @@ class AuditLog:
 
         data = await self.database.read(work)
         if len(data) != wide * merkle.HASH or not data:
-            raise NotFound(f"the log has no tile {level}/{n} with {wide} hashes; read the checkpoint for its size")
+            raise Absent(f"the log has no tile {level}/{n} with {wide} hashes; read the checkpoint for its size")
         return data
 
     async def entries(self, n: int, wide: int) -> bytes:
@@ -397,16 +397,16 @@ class AuditLog:
 
         leaves = await self.database.read(work)
         if len(leaves) != wide:
-            raise NotFound(f"the log has no bundle {n} with {wide} entries; read the checkpoint for its size")
+            raise Absent(f"the log has no bundle {n} with {wide} entries; read the checkpoint for its size")
         return b"".join(len(leaf).to_bytes(2, "big") + leaf for leaf in leaves)
 
     async def consistency(self, old: int, new: int) -> list[bytes]:
-        """The RFC 6962 proof that a log of `new` records begins with the first `old` ones. Raises: NotFound."""
+        """The RFC 6962 proof that a log of `new` records begins with the first `old` ones. Raises: Absent."""
 
         def work(tx: AuditTransaction) -> list[bytes]:
             size = tx.audit.read_size()
             if not 0 < old <= new <= size:
-                raise NotFound(f"expected 0 < old <= new <= {size}, got old={old} and new={new}")
+                raise Absent(f"expected 0 < old <= new <= {size}, got old={old} and new={new}")
             return merkle.consistency_proof(tx.audit.read_tile, old, new)
 
         return await self.database.read(work)
@@ -425,11 +425,11 @@ def _find_dataset(tx: AuditTransaction, text: str) -> tuple[str, str]:
     )
     if len(ids) > 1:
         choices = [*ids, *([f'"{text}"'] if known else [])]
-        raise BadInput(f"{text!r} is the name of several datasets; use an id: {', '.join(choices)}")
+        raise Invalid(f"{text!r} is the name of several datasets; use an id: {', '.join(choices)}")
     if ids:
         return ids[0], text if known else ""
     if not known:
-        raise NotFound(
+        raise Absent(
             f"no dataset {text!r} is registered or agreed on here, and no record names it; list them with "
             "`hanse dataset list`"
         )

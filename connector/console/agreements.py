@@ -14,7 +14,7 @@ from connector.console.view.formatting import path_of
 from connector.dataplane.running_reads import RunningRead, list_running
 from connector.dsp.agreements import AgreementService
 from connector.dsp.states import PROVIDER
-from connector.errors import BadInput, HanseError, ScopeMissing
+from connector.errors import ConnectorError, Invalid, ScopeMissing
 from connector.management import agreements as agreements_api
 from connector.management import transfers as transfers_api
 from connector.management.sign_on.auth import Caller
@@ -56,7 +56,7 @@ def router(pages: PageRenderer, *, agreements: AgreementService, store: Store) -
         )
 
     async def _render_agreement(
-        request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
+        request: Request, agreement_id: str, role: str, *, confirm: str = "", error: ConnectorError | None = None
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
         meant = await agreements.interpret(row)
@@ -99,7 +99,7 @@ def router(pages: PageRenderer, *, agreements: AgreementService, store: Store) -
             raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
         reason = said.get("reason")[:2000]
         if not reason:
-            missing = BadInput("expected a reason, got none; it is sent to the other participant and logged")
+            missing = Invalid("expected a reason, got none; it is sent to the other participant and logged")
             return await _render_agreement(request, agreement_id, row.role, error=missing)
         if said.get("sure") != "yes":
             return await _render_agreement(request, agreement_id, row.role, confirm=reason)

@@ -15,7 +15,7 @@ from connector.audit.signed_note import Signer, read_head
 from connector.console.page import PageRenderer
 from connector.console.view import proof_check
 from connector.console.view.formatting import KINDS, did_of
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 from connector.events import OUTCOMES
 from connector.management.audit import log_read_event
 from connector.management.sign_on.auth import Caller
@@ -63,7 +63,7 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
     @routes.get("/audit/{idx}")
     async def view_record(request: Request, idx: int, caller: Caller = pages.may("audit")) -> Response:
         if not 0 <= idx < 2**62:
-            raise NotFound(f"the log has no record {idx}")
+            raise Absent(f"the log has no record {idx}")
         await log.note_reading(log_read_event(caller, "record", {"idx": idx}))
         await log.sequencer.settle()
         proven = await log.prove(idx)
@@ -101,7 +101,7 @@ def _parse_instant(name: str, text: str) -> str:
         found = datetime.fromisoformat(text)
         utc = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, got {text[:40]!r}") from None
+        raise Invalid(f"{name}: expected a time such as 2026-11-24T12:00, got {text[:40]!r}") from None
     return utc.isoformat(timespec="milliseconds" if utc.microsecond else "seconds").replace("+00:00", "Z")
 
 

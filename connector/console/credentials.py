@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from connector.console.page import Form, PageRenderer, read_form
-from connector.errors import HanseError, validation_error
+from connector.errors import ConnectorError, validation_error
 from connector.management.facts import NewCredentialRequest, view_credential
 from connector.management.sign_on.auth import Caller
 from connector.wallet.credential_requests import CredentialRequests
@@ -18,7 +18,7 @@ _WHERE = "credentials"
 def router(pages: PageRenderer, requests: CredentialRequests) -> APIRouter:
     routes = pages.router()
 
-    async def _render(request: Request, *, said: Form | None = None, error: HanseError | None = None) -> Response:
+    async def _render(request: Request, *, said: Form | None = None, error: ConnectorError | None = None) -> Response:
         return await pages.render(
             request,
             "credentials.html",
@@ -43,7 +43,7 @@ def router(pages: PageRenderer, requests: CredentialRequests) -> APIRouter:
             await requests.request(new.issuer, new.type, by=caller.name)
         except ValidationError as invalid:
             return await _render(request, said=said, error=validation_error(invalid.errors()))
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render(request, said=said, error=error)
         return RedirectResponse(f"/{_WHERE}", status_code=303)
 
@@ -51,7 +51,7 @@ def router(pages: PageRenderer, requests: CredentialRequests) -> APIRouter:
     async def refresh(request: Request, _: Caller = pages.may("owner")) -> Response:
         try:
             await requests.refresh((await read_form(request)).get("id"))
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render(request, error=error)
         return RedirectResponse(f"/{_WHERE}", status_code=303)
 

@@ -20,7 +20,7 @@ from connector.console.view.formatting import path_of
 from connector.datasets.registration import REGISTERED, Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
-from connector.errors import BadInput, HanseError, NotFound, validation_error
+from connector.errors import Absent, ConnectorError, Invalid, validation_error
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
@@ -67,7 +67,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
         return await _render_texts(request, row.name, shown)
 
     async def _render_texts(
-        request: Request, name: str, shown: Mapping[str, str], error: HanseError | None = None
+        request: Request, name: str, shown: Mapping[str, str], error: ConnectorError | None = None
     ) -> Response:
         status = error.status if error else 200
         context: dict[str, Any] = {"name": name, "texts": shown, "error": error}
@@ -84,7 +84,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
             return await _render_texts(request, name, shown, validation_error(error.errors()))
         return RedirectResponse(path_of("/datasets", name), status_code=303)
 
-    async def _render_form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
+    async def _render_form(request: Request, fields: dict[str, str], error: ConnectorError | None = None) -> Response:
         return await pages.render(
             request,
             "dataset_new.html",
@@ -102,7 +102,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
         try:
             asked = _read_registration(said)
             where = await _wait_briefly(registry.register(asked, by=caller.name), asked.name)
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_form(request, {name: said.get(name) for name in _FIELDS}, error)
         return RedirectResponse(where, status_code=303)
 
@@ -121,7 +121,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
     async def progress(request: Request, name: str, caller: Caller = pages.may("owner")) -> Response:
         found = registry.under_way.find(name)
         if found is None:
-            raise NotFound(f"no registration of {name[:64]!r} is running or ended recently")
+            raise Absent(f"no registration of {name[:64]!r} is running or ended recently")
         if found.state == REGISTERED:
             return RedirectResponse(path_of("/datasets", name), status_code=303)
         return await pages.render(
@@ -133,7 +133,9 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
         await registry.under_way.stop(name)
         return RedirectResponse(path_of("/registrations", name), status_code=303)
 
-    async def _render_dataset(request: Request, name: str, caller: Caller, error: HanseError | None = None) -> Response:
+    async def _render_dataset(
+        request: Request, name: str, caller: Caller, error: ConnectorError | None = None
+    ) -> Response:
         raw = caller.may("owner")
         row, version = await registry.get(name)
         versions, offers, agreements = await store.read(
@@ -167,7 +169,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
         path = (await read_form(request)).get("path")
         try:
             where = await _wait_briefly(registry.renew(name, path, by=caller.name), name)
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_dataset(request, name, caller, error)
         return RedirectResponse(where, status_code=303)
 
@@ -176,7 +178,7 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
         await read_form(request)
         try:
             await registry.remove(name, by=caller.name)
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_dataset(request, name, caller, error)
         return RedirectResponse("/datasets", status_code=303)
 
@@ -193,7 +195,7 @@ def _describe_conversions(report: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
     """Log an unexpected failure; the progress page shows expected ones."""
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HanseError):
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ConnectorError):
         _log.error("a registration failed", exc_info=error)
 
 
@@ -230,7 +232,7 @@ def _parse_options(text: str) -> dict[str, Any]:
     for line in filter(None, map(str.strip, text.splitlines())):
         name, equals, value = line.partition("=")
         if not equals:
-            raise BadInput(f"expected an option on each line as name=value, got {line[:100]!r}")
+            raise Invalid(f"expected an option on each line as name=value, got {line[:100]!r}")
         try:
             found[name.strip()] = json.loads(value)
         except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from connector.console.page import PageRenderer, local_path, read_form
-from connector.errors import NotFound, Unauthenticated
+from connector.errors import Absent, Unproven
 from connector.identity.openid.login import ATTEMPT_SECONDS
 from connector.infra import html
 from connector.management.sign_on.auth import COOKIE
@@ -30,7 +30,7 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
     @routes.get("/static/{name}")
     async def static(name: str) -> Response:
         if name not in _FILES:
-            raise NotFound(f"no file {name[:60]!r} belongs to the console")
+            raise Absent(f"no file {name[:60]!r} belongs to the console")
         headers = {"cache-control": "public, max-age=300"}
         file, media = _FILES[name]
         return FileResponse(file, media_type=media, headers=headers)
@@ -45,7 +45,7 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
         token, to = form.get("token"), local_path(form.get("to"))
         try:
             caller = await pages.tokens.let_in(_with_token(request, token), "")
-        except Unauthenticated as error:
+        except Unproven as error:
             return await _render_login(request, error=error, to=to)
         landing = "/audit" if to == "/" and not caller.may("read") and caller.may("audit") else to
         answer = RedirectResponse(landing, status_code=303)
@@ -84,7 +84,7 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
     async def finish(request: Request, provider: str) -> Response:
         try:
             done = await sign_on.finish(provider, request.query_params, request.cookies.get(ATTEMPT_COOKIE, ""))
-        except Unauthenticated as error:
+        except Unproven as error:
             answer: Response = await _render_login(request, error=error)
         else:
             answer = await _welcome(request, done)
@@ -101,7 +101,7 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
         )
         return answer
 
-    async def _render_login(request: Request, *, error: Unauthenticated | None = None, to: str = "/") -> Response:
+    async def _render_login(request: Request, *, error: Unproven | None = None, to: str = "/") -> Response:
         return await pages.render(
             request,
             "login.html",
@@ -130,7 +130,7 @@ def back_channel(sign_on: SignOn) -> APIRouter:
         """OpenID Connect Back-Channel Logout 1.0: the provider says which sessions have ended."""
         try:
             await sign_on.end_by_provider(provider, await request.body())
-        except (Unauthenticated, NotFound):
+        except (Unproven, Absent):
             return Response(status_code=400, headers={"cache-control": "no-store"})
         return Response(status_code=200, headers={"cache-control": "no-store"})
 

@@ -16,7 +16,7 @@ from connector.dsp.messages import address_of
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import CONSUMER, PROVIDER, STARTED
 from connector.dsp.transfer import TransferService
-from connector.errors import BadInput, HanseError, NotFound, ScopeMissing
+from connector.errors import Absent, ConnectorError, Invalid, ScopeMissing
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
 from connector.management.sign_on.auth import DECIDING, Caller
@@ -63,10 +63,10 @@ def router(
     async def _read_negotiation(pid: str) -> Negotiation:
         row = await store.read(lambda tx: tx.negotiations.peek(pid))
         if row is None:
-            raise NotFound(f"no negotiation {pid[:100]!r}; see the list of negotiations")
+            raise Absent(f"no negotiation {pid[:100]!r}; see the list of negotiations")
         return row
 
-    async def _render_negotiation(request: Request, pid: str, error: HanseError | None = None) -> Response:
+    async def _render_negotiation(request: Request, pid: str, error: ConnectorError | None = None) -> Response:
         found = negotiations_api.view(await _read_negotiation(pid))
         return await pages.render(
             request,
@@ -89,12 +89,12 @@ def router(
         command, reason = said.get("command"), said.get("reason")[:2000]
         try:
             if command not in _DECISIONS:
-                raise BadInput(f"expected one of {', '.join(_DECISIONS)}, got {command[:40]!r}")
+                raise Invalid(f"expected one of {', '.join(_DECISIONS)}, got {command[:40]!r}")
             if command == "terminate" and not reason:
-                raise BadInput("expected a reason for the rejection, got none; it is sent to the other participant")
+                raise Invalid("expected a reason for the rejection, got none; it is sent to the other participant")
             code = "rejected" if command == "terminate" else ""
             await negotiations.command(pid, command, by=caller.name, code=code, reason=reason)
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_negotiation(request, pid, error)
         return RedirectResponse(local_path(said.get("back") or path_of("/negotiations", pid)), status_code=303)
 
@@ -105,7 +105,7 @@ def router(
         return await _render_transfers(request, role if role in _ROLES else "", state[:16], page)
 
     async def _render_transfers(
-        request: Request, role: str = "", state: str = "", page: int = 1, error: HanseError | None = None
+        request: Request, role: str = "", state: str = "", page: int = 1, error: ConnectorError | None = None
     ) -> Response:
         rows = await transfers_api.views(
             store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, **page_slice(page, _LISTED)))
@@ -142,16 +142,16 @@ def router(
         said = await read_form(request)
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None:
-            raise NotFound(f"no transfer {pid[:100]!r}; see the list of transfers")
+            raise Absent(f"no transfer {pid[:100]!r}; see the list of transfers")
         _check_scope(caller, row)
         try:
             if said.get("command") == _REMOVE:
                 await receiving.remove(pid, by=caller.name)
                 return RedirectResponse(local_path(said.get("back") or "/transfers"), status_code=303)
             if said.get("command") not in _STEERING:
-                raise BadInput(f"expected one of {', '.join(_STEERING)}, got {said.get('command')[:40]!r}")
+                raise Invalid(f"expected one of {', '.join(_STEERING)}, got {said.get('command')[:40]!r}")
             await transfers.command(pid, said.get("command"), by=caller.name, reason=said.get("reason")[:2000])
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_transfers(request, error=error)
         return RedirectResponse(local_path(said.get("back") or "/transfers"), status_code=303)
 

@@ -22,7 +22,7 @@ from connector.console.view.field_problems import PlacedProblem
 from connector.console.view.formatting import did_of, path_of
 from connector.console.view.offer_fields import OfferFields
 from connector.datasets.registry import Registry
-from connector.errors import BadInput, HanseError, NotFound, PolicyInvalid
+from connector.errors import Absent, ConnectorError, Invalid, PolicyInvalid
 from connector.events import RawDataViewed
 from connector.management import datasets as datasets_api
 from connector.management.sign_on.auth import Caller
@@ -121,7 +121,7 @@ def router(
         is no such dataset."""
         try:
             row, version = await registry.get(dataset)
-        except NotFound:
+        except Absent:
             return dataset, []
         found = datasets_api.view(row, version, raw=True).columns
         return row.name, [_column_figures(one.name, one.type, one.statistics or {}) for one in found]
@@ -169,7 +169,7 @@ def router(
             draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
             draft.problems = [PlacedProblem("error", "duration", f"{error}; write a duration such as 30d", "lasts")]
             return draft
-        except HanseError as error:
+        except ConnectorError as error:
             draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
             draft.problems = [PlacedProblem("error", error.code, error.message, "columns")]
             return draft
@@ -189,7 +189,7 @@ def router(
         base = offer_fields.spell_columns(shown.form, names)
         try:
             return offer_fields.apply_fields(offer_fields.posted_fields(said, names), base, names) != base
-        except (ValueError, HanseError):
+        except (ValueError, ConnectorError):
             return True
 
     @routes.get("/offers/new")
@@ -237,7 +237,7 @@ def router(
                 await _try(draft, said, did_of(said.get("partner"), await pages.names()))
             if do == "publish":
                 return await _publish(draft, said, caller)
-        except HanseError as error:
+        except ConnectorError as error:
             draft.show_problems(_list_problems(error))
             return await _render(request, draft, said, error.status)
         return await _render(request, draft, said)
@@ -308,11 +308,9 @@ def _dataset_in(text: str) -> str:
 
 
 def _check_length(*texts: str) -> None:
-    """Raises: BadInput. A text that is cut would lose rules."""
+    """Raises: Invalid. A text that is cut would lose rules."""
     if (longest := max(map(len, texts))) > _FORM_MAX:
-        raise BadInput(
-            f"expected an offer of at most {_FORM_MAX} characters as YAML, got {longest}; name fewer columns"
-        )
+        raise Invalid(f"expected an offer of at most {_FORM_MAX} characters as YAML, got {longest}; name fewer columns")
 
 
 def _lines(text: str) -> list[str]:
@@ -340,7 +338,7 @@ async def _check(draft: Draft, offers: Offers) -> None:
     try:
         draft.checked = await offers.check(form=draft.text, dataset=draft.dataset)
         problems = [problem_json(one) for one in draft.checked.problems]
-    except HanseError as error:
+    except ConnectorError as error:
         problems = _list_problems(error)
     draft.show_problems(problems)
 
@@ -356,7 +354,7 @@ async def _compare(draft: Draft, based: str, offers: Offers) -> TermChanges | No
     return TermChanges(row.id, added, [one for one in dict.fromkeys(before) if one not in after])
 
 
-def _list_problems(error: HanseError) -> list[dict[str, str]]:
+def _list_problems(error: ConnectorError) -> list[dict[str, str]]:
     listed = error.facts.get("problems") if isinstance(error, PolicyInvalid) else None
     return listed or [_problem(error.message, path=str(error.facts.get("rule", "")), code=error.code)]
 
@@ -392,4 +390,4 @@ def _parse_time(text: str) -> float:
     try:
         return datetime.fromisoformat(text if text.endswith("Z") or "+" in text else f"{text}+00:00").timestamp()
     except ValueError:
-        raise BadInput(f"at: expected a time such as 2027-06-30T12:00, got {text[:40]!r}") from None
+        raise Invalid(f"at: expected a time such as 2027-06-30T12:00, got {text[:40]!r}") from None

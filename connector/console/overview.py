@@ -14,7 +14,7 @@ from connector.console.audit import record_to_view
 from connector.console.negotiations import list_waiting
 from connector.console.page import READS, PageRenderer
 from connector.dataplane.running_reads import RunningRead, list_running
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.management import negotiations as negotiations_api
 from connector.management.audit import log_read_event
 from connector.management.sign_on.auth import Caller
@@ -82,7 +82,7 @@ async def _read_head(log: AuditLog) -> tuple[int, str] | None:
     """Return size and root hash of the newest signed head; None without one."""
     try:
         _, size, root = signed_note.read_head(await log.head())
-    except NotFound:
+    except Absent:
         return None
     return size, root.hex()
 

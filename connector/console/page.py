@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from connector import raw_access
 from connector.console.view import formatting
-from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, validation_error
+from connector.errors import ConnectorError, Forbidden, Invalid, Unproven, validation_error
 from connector.events import Event
 from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
@@ -83,14 +83,14 @@ class ConfirmationNeeded(Exception):
 async def read_form(request: Request, *, most: int = _FIELDS_MAX) -> Form:
     """Return the fields of a posted form, at most `most`.
 
-    Raises: BadInput for too many fields. ConfirmationNeeded if the form has a question (`ask`), which the server asks
+    Raises: Invalid for too many fields. ConfirmationNeeded if the form has a question (`ask`), which the server asks
     on a page of its own.
     """
     text = (await request.body()).decode("utf-8", "replace")
     try:
         fields = parse_qs(text, keep_blank_values=True, max_num_fields=most)
     except ValueError as error:
-        raise BadInput(f"expected a form with at most {most} fields; send it from the page") from error
+        raise Invalid(f"expected a form with at most {most} fields; send it from the page") from error
     if _ASK in fields:
         raise ConfirmationNeeded(fields)
     return Form(fields)
@@ -101,7 +101,7 @@ class PageRequirement(Requirement):
 
     async def __call__(self, request: Request) -> Caller:
         if COOKIE not in request.cookies and "authorization" not in request.headers:
-            raise Unauthenticated("log in first")  # no token was sent, so nothing is logged
+            raise Unproven("log in first")  # no token was sent, so nothing is logged
         caller = await self.tokens.let_in(request, "")
         refuse_bound(caller)
         request.state.caller = caller
@@ -164,7 +164,7 @@ class PageRenderer:
         """Return members by DID to show names; empty if the register is unavailable."""
         try:
             return await self._members()
-        except HanseError:
+        except ConnectorError:
             return {}
 
     async def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
@@ -175,7 +175,7 @@ class PageRenderer:
         html = self._pages.get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status)
 
-    async def render_problem(self, request: Request, error: HanseError) -> Response:
+    async def render_problem(self, request: Request, error: ConnectorError) -> Response:
         """Render an error as a page."""
         return await self.render(request, "problem.html", status=error.status, error=error)
 
@@ -194,12 +194,12 @@ class PageRenderer:
                         answer: Response = await handle(request)
                     except ConfirmationNeeded as asked:
                         answer = await pages.render(request, "sure.html", **_confirmation_context(request, asked))
-                    except Unauthenticated:
+                    except Unproven:
                         answer = _to_login(request)
-                    except HanseError as error:
+                    except ConnectorError as error:
                         answer = await pages.render_problem(request, error)
                     except PolicyError as error:
-                        answer = await pages.render_problem(request, BadInput(str(error), code=error.code))
+                        answer = await pages.render_problem(request, Invalid(str(error), code=error.code))
                     except RequestValidationError as error:
                         answer = await pages.render_problem(request, validation_error(error.errors()))
                     for name, value in HEADERS.items():

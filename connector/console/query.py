@@ -17,7 +17,7 @@ from connector.console.page import Form, PageRenderer, read_form
 from connector.console.view.chart import chart
 from connector.dataplane.http.export_formats import MEDIA
 from connector.engine.pool.protocol import ARROW
-from connector.errors import BadInput, Busy, HanseError
+from connector.errors import ConnectorError, Invalid, Unavailable
 from connector.events import QueryCoordinated
 from connector.federation.coordinator import END_OF_STREAM, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import TableInfo
@@ -52,7 +52,7 @@ class QueryOutcome:
     table: dict[str, Any] | None = None
     chart: str = ""
     report: dict[str, Any] | None = None
-    error: HanseError | None = None
+    error: ConnectorError | None = None
 
 
 def router(pages: PageRenderer, *, coordinator: Coordinator, holdings: Holdings) -> APIRouter:
@@ -93,7 +93,7 @@ def router(pages: PageRenderer, *, coordinator: Coordinator, holdings: Holdings)
                 return await run_unless_gone(request, _export(coordinator, question, caller))
             else:
                 await run_unless_gone(request, _run_query(coordinator, _read_question(said), caller, asked))
-        except HanseError as failed:
+        except ConnectorError as failed:
             asked.error = failed
         return await _render_page(request, fields, asked)
 
@@ -106,9 +106,9 @@ def router(pages: PageRenderer, *, coordinator: Coordinator, holdings: Holdings)
 
 
 def _check_format(form: str) -> str:
-    """Return the format. Raises: BadInput if it is unknown."""
+    """Return the format. Raises: Invalid if it is unknown."""
     if form not in FILES:
-        raise BadInput(f"expected a format among {', '.join(FILES)}, got {form[:20]!r}")
+        raise Invalid(f"expected a format among {', '.join(FILES)}, got {form[:20]!r}")
     return form
 
 
@@ -130,7 +130,7 @@ async def _list_tables(holdings: Holdings, purpose: str) -> list[TableInfo] | No
     try:
         async with asyncio.timeout(_TABLES_SECONDS):
             found = (await holdings.tables(None, expand(purpose) if purpose else "")).tables
-    except (HanseError, TimeoutError):
+    except (ConnectorError, TimeoutError):
         return None
     return sorted(found.values(), key=lambda table: (table.dataset, table.owner))
 
@@ -195,7 +195,7 @@ async def _read_cells(stream: bytes) -> dict[str, Any]:
             out, _ = await process.communicate(stream)
         found: dict[str, Any] = json.loads(out)
     except (TimeoutError, ValueError) as error:
-        raise Busy(
+        raise Unavailable(
             "the answer was received but could not be shown in time; ask for fewer rows, or use the client"
         ) from error
     finally:

@@ -13,7 +13,7 @@ from connector.console.page import PageRenderer, read_form
 from connector.console.view.formatting import path_of
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import ParticipantDirectory
-from connector.errors import HanseError, NotFound
+from connector.errors import Absent, ConnectorError
 from connector.management.sign_on.auth import Caller
 from policies.errors import PolicyError
 from policies.odrl import reader
@@ -37,14 +37,14 @@ def router(
         found, error = {}, None
         try:
             found = dict(await search(urlencode(pairs)))
-        except HanseError as failed:
+        except ConnectorError as failed:
             error = failed
         return await pages.render(
             request, "search.html", where="search", q=q, page=page, chosen=chosen, found=found, error=error, link=_link
         )
 
     async def _render_offers(
-        request: Request, participant: str, dataset: str, error: HanseError | None = None
+        request: Request, participant: str, dataset: str, error: ConnectorError | None = None
     ) -> Response:
         partner = await partners.find(participant)
         listed = await partners.dataset(partner, dataset)
@@ -73,7 +73,7 @@ def router(
             listed = await partners.dataset(partner, dataset)
             offer = next((one for one in listed.offers if one.get("@id") == offer_id), None)
             if offer is None:
-                raise NotFound(f"{partner.name or partner.id} no longer offers {offer_id!r} to us; reload the terms")
+                raise Absent(f"{partner.name or partner.id} no longer offers {offer_id!r} to us; reload the terms")
             row = await negotiations.request(
                 counterparty=partner.id,
                 address=partner.base,
@@ -81,7 +81,7 @@ def router(
                 offer={key: value for key, value in offer.items() if key != "target"},
                 by=caller.name,
             )
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render_offers(request, participant, dataset, error)
         return RedirectResponse(path_of("/negotiations", row.id), status_code=303)
 

@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from connector.console.page import Form, PageRenderer, parse_number, read_form
-from connector.errors import HanseError, validation_error
+from connector.errors import ConnectorError, validation_error
 from connector.management.sign_on.auth import SCOPES, Caller, Tokens
 from connector.management.sign_on.personal_tokens import PERSONAL_SCOPES, NewPersonalToken, PersonalTokens
 from connector.management.system import NewToken
@@ -61,7 +61,7 @@ def _route(pages: PageRenderer, page: TokenPage) -> APIRouter:
         *,
         made: tuple[str, str] | None = None,
         said: Form | None = None,
-        error: HanseError | None = None,
+        error: ConnectorError | None = None,
     ) -> Response:
         return await pages.render(
             request,
@@ -87,7 +87,7 @@ def _route(pages: PageRenderer, page: TokenPage) -> APIRouter:
             made = await page.issue(caller, said)
         except ValidationError as invalid:
             return await _render(request, caller, said=said, error=validation_error(invalid.errors()))
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render(request, caller, said=said, error=error)
         return await _render(request, caller, made=made)
 
@@ -95,7 +95,7 @@ def _route(pages: PageRenderer, page: TokenPage) -> APIRouter:
     async def revoke(request: Request, caller: Caller = allowed) -> Response:
         try:
             await page.revoke(caller, (await read_form(request)).get(page.key))
-        except HanseError as error:
+        except ConnectorError as error:
             return await _render(request, caller, error=error)
         return RedirectResponse(f"/{page.where}", status_code=303)
 

@@ -52,7 +52,7 @@ from connector.dataplane.read_source import ReadSource
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
-from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.errors import Absent, AlreadyExists, ConnectorError, Denied, Invalid, Limited, Unavailable
 from connector.events import ReadRefused
 from connector.infra.concurrency.active_counter import ActiveCounter
 from connector.infra.concurrency.recent_keys import put_recent
@@ -81,7 +81,7 @@ _DISPLACED = (
     "the connector was silent for a minute, so the end of this read is recorded already; send the request again"
 )
 _ELSEWHERE = "this read runs in another process of this connector; send the request again until it reaches that process"
-# Codes of Busy because of one dataset's files, not of the workers.
+# Codes of Unavailable because of one dataset's files, not of the workers.
 _OF_FILES = frozenset({"file_unavailable", "blocks_not_kept"})
 _MOMENT = 0.05  # seconds: the least time of a read that has waited
 _LOOK_SECONDS, _LOOKS_WAITING = 30.0, 256  # how long a request to describe waits, and how many may
@@ -164,7 +164,7 @@ class Reads:
 
     @asynccontextmanager
     async def open(self, asked: ReadRequest, *, spans: bool = False) -> AsyncIterator[GovernedStream]:
-        """Admit a read and yield its stream; leaving the block ends it. Raises HanseError or PolicyError before any
+        """Admit a read and yield its stream; leaving the block ends it. Raises ConnectorError or PolicyError before any
         byte.
 
         `spans`: the transport can send parts of files, and takes them from `parts`.
@@ -191,7 +191,7 @@ class Reads:
                 beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
                 async with self._running_stream(asked, grants, *passed, beginning, begun, spans) as stream:
                     yield stream
-        except (HanseError, PolicyError) as error:
+        except (ConnectorError, PolicyError) as error:
             refused = beginning is None or beginning.exception() is not None
             if refused:
                 await self._record_refusal(asked, error, grants)
@@ -204,7 +204,7 @@ class Reads:
 
     @asynccontextmanager
     async def record_refusals(
-        self, *tickets: Ticket, exclude: tuple[type[HanseError], ...] = ()
+        self, *tickets: Ticket, exclude: tuple[type[ConnectorError], ...] = ()
     ) -> AsyncIterator[None]:
         """Record a refusal in the block once, under these tickets, unless the read has recorded it already.
 
@@ -212,7 +212,7 @@ class Reads:
         """
         try:
             yield
-        except (HanseError, PolicyError) as error:
+        except (ConnectorError, PolicyError) as error:
             if error not in self._recorded and not isinstance(error, exclude):
                 await self._record(read_log.build_request_refusals(tickets, error), error)
             raise
@@ -243,7 +243,7 @@ class Reads:
     ) -> _T:
         try:
             return await work
-        except (HanseError, PolicyError) as error:
+        except (ConnectorError, PolicyError) as error:
             asked = ReadRequest(tickets=(ticket,), sql="", action=STREAM, purpose=wanted.purpose)
             await self._record_refusal(asked, error, ())
             raise
@@ -263,7 +263,7 @@ class Reads:
                 grants = select_grants(grants, prepared)
                 job = replace(self._build_job(asked, grants, prepared, keys), kind="describe")
                 return await self._describe_job(job, seconds=until - time.monotonic())
-        except (HanseError, PolicyError) as error:
+        except (ConnectorError, PolicyError) as error:
             await self._record_refusal(asked, error, grants)
             await wait_for_quantum(begun)
             raise
@@ -273,7 +273,7 @@ class Reads:
 
         Cached, since a version has one schema. Empty where the files cannot be read; a read then raises the reason.
 
-        Raises: Busy where no worker is free.
+        Raises: Unavailable where no worker is free.
         """
         as_texts = text_columns(contract.masks)
         names = [(one, quote_identifier(one)) for one in contract.columns]
@@ -308,8 +308,8 @@ class Reads:
     async def _describe_job(self, job: Job, *, seconds: float | None = None) -> bytes:
         try:
             return base64.b64decode((await self._pool.ask(job, seconds=seconds))["schema"])
-        except HanseError as error:
-            if isinstance(error, Busy) and error.code not in _OF_FILES:
+        except ConnectorError as error:
+            if isinstance(error, Unavailable) and error.code not in _OF_FILES:
                 raise
             _log.info("not described", code=error.code)
             return b""
@@ -333,11 +333,11 @@ class Reads:
         )
 
     async def _record_refusal(
-        self, asked: ReadRequest, error: HanseError | PolicyError, grants: Sequence[ReadGrant]
+        self, asked: ReadRequest, error: ConnectorError | PolicyError, grants: Sequence[ReadGrant]
     ) -> None:
         await self._record(read_log.build_refusal_events(asked, error, grants), error)
 
-    async def _record(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
+    async def _record(self, events: Sequence[ReadRefused], error: ConnectorError | PolicyError) -> None:
         self._recorded.add(error)
         for event in events:
             await self._run_shielded(self._store.record_refusal(event))
@@ -369,7 +369,7 @@ class Reads:
             left = {read_id: (one.rows, one.bytes) for read_id, one in self._live.items() if one.batches}
             gone_on = {read_id: much for read_id, much in left.items() if noted.get(read_id) != much}
             if gone_on:
-                with suppress(HanseError):  # a database that is away gets it the next time
+                with suppress(ConnectorError):  # a database that is away gets it the next time
                     for over in await self.note(gone_on):
                         self._displace(over)
                     noted = left
@@ -377,7 +377,7 @@ class Reads:
     def _displace(self, read_id: str) -> None:
         stream = self._live.get(read_id)  # None where it has just ended by itself
         for grant in stream.grants if stream is not None else ():
-            grant.stop(Busy(_DISPLACED))
+            grant.stop(Unavailable(_DISPLACED))
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
         """Take no new reads, end running ones with a reason, and wait for the records of all ends."""
@@ -392,17 +392,17 @@ class Reads:
     async def renew(self, query_id: str, ticket: Ticket) -> None:
         """Extend a running read with a fresh ticket of the same transfer.
 
-        Raises: NotFound for another participant's read. Refused where the transfer is over or the party's facts no
+        Raises: Absent for another participant's read. Denied where the transfer is over or the party's facts no
         longer permit it. Busy where the read runs in another process, which is not recorded as a refusal.
         """
         stream = self._live.get(query_id)
         grants = [] if stream is None else stream.of(ticket)
         if stream is None and await self._store.read(lambda tx: tx.reads.has(query_id, consumer=ticket.consumer)):
-            elsewhere = Busy(_ELSEWHERE, code="runs_elsewhere")
+            elsewhere = Unavailable(_ELSEWHERE, code="runs_elsewhere")
             self._recorded.add(elsewhere)
             raise elsewhere
         if stream is None or not grants:
-            raise NotFound(f"no read {query_id[:64]!r} of yours is running")
+            raise Absent(f"no read {query_id[:64]!r} of yours is running")
         await self.grants.check_started(ticket.agreement, transfer=ticket.transfer, generation=ticket.generation)
         known = [await self.grants.recheck(grant) for grant in grants]
         stream.extend(grants, min(ticket.expires - self.clock(), *known))
@@ -413,9 +413,9 @@ class Reads:
 
     def _check_open(self) -> None:
         if self.draining:
-            raise Busy("the connector is stopping; try again later", code="shutting_down")
+            raise Unavailable("the connector is stopping; try again later", code="shutting_down")
         if self._end_writer.is_full:
-            raise Busy("the ends of many reads are not recorded yet; try again in a moment")
+            raise Unavailable("the ends of many reads are not recorded yet; try again in a moment")
 
     @asynccontextmanager
     async def _hold_place(self, asked: ReadRequest) -> AsyncIterator[ReadRequest]:
@@ -438,7 +438,7 @@ class Reads:
     async def _take_turn(self, asked: ReadRequest) -> None:
         try:
             await self._turns.take(asked.consumer, seconds=min(self._queue_seconds, asked.seconds or math.inf))
-        except Busy:
+        except Unavailable:
             raise self._no_place_error(asked.consumer) from None
 
     def _no_place_error(self, consumer: str) -> Limited:
@@ -505,7 +505,7 @@ class Reads:
                 purpose=asked.purpose,
                 application=asked.application,
             )
-            raise Refused(
+            raise Denied(
                 f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
                 "start a transfer for that purpose",
                 code="purpose_not_agreed",
@@ -623,13 +623,13 @@ class Reads:
     ) -> None:
         await asyncio.wait([beginning])  # its commit comes even if we are cancelled
         failed = beginning.exception()
-        unknown = isinstance(failed, Busy) and failed.code == UNKNOWN  # it may have begun, and would stay open
+        unknown = isinstance(failed, Unavailable) and failed.code == UNKNOWN  # it may have begun, and would stay open
         if failed is not None and not unknown:
             return
         failure = read_log.find_cause(failure, ended_by(grants))
         if stream is not None and stream.end is None:
             code = getattr(failure, "code", read_log.GONE)
-            stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else read_log.LEFT)
+            stream.abandon(code, str(failure) if isinstance(failure, ConnectorError | PolicyError) else read_log.LEFT)
         end = stream.end if stream is not None else None
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
@@ -653,7 +653,7 @@ class Reads:
             return
         await asyncio.wait([recording], timeout=_END_SECONDS)
         if not recording.done() or not recording.result():
-            raise Busy(
+            raise Unavailable(
                 "expected the database to record the end of this read, got no answer; it is recorded later, try again"
             )
 
@@ -673,8 +673,8 @@ def _subtract_wait(asked: ReadRequest, waited: float) -> ReadRequest:
     return asked if asked.seconds is None else replace(asked, seconds=max(_MOMENT, asked.seconds - waited))
 
 
-def _id_taken_error(asked: ReadRequest) -> BadInput:
-    return BadInput(f"a read with the id {asked.query_id!r} is running; choose another id", code="id_taken")
+def _id_taken_error(asked: ReadRequest) -> Invalid:
+    return Invalid(f"a read with the id {asked.query_id!r} is running; choose another id", code="id_taken")
 
 
 def _is_unused(asked: ReadRequest, grants: Sequence[ReadGrant], end: StreamEnd | None) -> bool:

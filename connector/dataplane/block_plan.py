@@ -26,7 +26,7 @@ from connector.datasets.file_access import check_files_unchanged
 from connector.datasets.sources import divisible_source, find_position_clash
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Range, Ranges, Recheck, Relation
-from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged, check_harmless
+from connector.errors import Denied, Invalid, QueryInvalid, Unavailable, VersionChanged, check_harmless
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
@@ -125,7 +125,7 @@ class BlockPlans:
         """
         try:
             held, contract = await self._admit(ticket, wanted)
-        except BadInput as error:
+        except Invalid as error:
             if error.code == "not_divisible" and blocks == ALL and not after:
                 return None
             raise
@@ -159,7 +159,7 @@ class BlockPlans:
     async def _admit(self, ticket: Ticket, wanted: RowSelection) -> tuple[CompiledAgreement, DataContract]:
         """Return the agreement and the contract that permits streaming rows.
 
-        Raises: Refused for a dataset that permits aggregates only.
+        Raises: Denied for a dataset that permits aggregates only.
         """
         held, contract = await self._grants.find_contract(
             ticket.agreement,
@@ -170,7 +170,7 @@ class BlockPlans:
             transfer=(ticket.transfer, ticket.generation),
         )
         if contract.grid is not None:
-            raise Refused(
+            raise Denied(
                 f"the agreement permits only aggregates of groups of {held.dataset.name!r}, so it has no rows to "
                 "stream; send a query",
                 code="aggregate_only",
@@ -178,7 +178,7 @@ class BlockPlans:
             )
         divisible_source(held.version.source["kind"])
         if column := find_position_clash(held.version.source["kind"], held.version.schema):
-            raise BadInput(
+            raise Invalid(
                 f"{held.dataset.name!r} has a column {column}, which is the engine's name for a row's place; "
                 "read it as one stream",
                 code="not_divisible",
@@ -305,12 +305,12 @@ def check_snapshot(snapshot: str, held: CompiledAgreement) -> None:
 
 
 def check_shown(split: Split, contract: DataContract) -> None:
-    """Raises: Busy unless the read's contract shows what its cursors, or its parts, were made for.
+    """Raises: Unavailable unless the read's contract shows what its cursors, or its parts, were made for.
 
     Of several permissions, another one may apply by then.
     """
     if split.shown not in ("", visibility_key(contract)):
-        raise Busy(
+        raise Unavailable(
             "another permission of the agreement applies now, and it shows other columns, masks or rows; send the "
             "request again"
         )
@@ -366,10 +366,10 @@ def _list_whole_files(blocks: Sequence[RowBlock]) -> tuple[Range, ...]:
 def _select_ranges(blocks: Sequence[RowBlock], text: str) -> tuple[Range, ...]:
     numbers = text.split(",")
     if len(numbers) > BLOCKS_MAX or not all(one.isascii() and one.isdigit() and len(one) < 10 for one in numbers):
-        raise BadInput(f"expected blocks as {ALL} or at most {BLOCKS_MAX} numbers such as 3,0,7, got {text[:40]!r}")
+        raise Invalid(f"expected blocks as {ALL} or at most {BLOCKS_MAX} numbers such as 3,0,7, got {text[:40]!r}")
     chosen = [int(one) for one in numbers]
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(blocks):
-        raise BadInput(f"expected each block once, from 0 to {len(blocks) - 1}, got {text[:40]!r}")
+        raise Invalid(f"expected each block once, from 0 to {len(blocks) - 1}, got {text[:40]!r}")
     return tuple(
         Range(number, one.file, one.first, one.first + one.rows) for number, one in ((n, blocks[n]) for n in chosen)
     )
@@ -391,7 +391,7 @@ def _skip_past(ranges: Sequence[Range], place: Place) -> tuple[Range, ...]:
         if one.file == place.file and one.first <= place.row < one.stop:
             rest = Range(one.block, one.file, place.row + 1, one.stop)
             return (rest, *ranges[number + 1 :])
-    raise BadInput(
+    raise Invalid(
         "expected a cursor of a block in the list, got another one; send the list that the cursor came from",
         code="cursor_invalid",
     )

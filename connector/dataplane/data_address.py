@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey
 
 from connector.dataplane import tickets
 from connector.dataplane.tickets import Ticket
-from connector.errors import NotFound, Refused, Unauthenticated
+from connector.errors import Absent, Denied, Unproven
 from connector.store import Store, Transaction
 from connector.store.tables import Transfer
 from connector.usage.grants import Grants, describe_state, is_started
@@ -97,15 +97,15 @@ class Addresses:
     async def renew(self, transfer_pid: str, *, consumer: str) -> dict[str, Any]:
         """Return a fresh data address for the consumer of a started transfer.
 
-        Raises: NotFound for any other participant, Refused where the transfer is not started.
+        Raises: Absent for any other participant, Denied where the transfer is not started.
         """
 
         def work(tx: Transaction) -> Transfer:
             row = tx.transfers.peek(transfer_pid)
             if row is None or row.counterparty != consumer or row.role != "provider":
-                raise NotFound(f"no transfer {transfer_pid!r} between you and this participant")
+                raise Absent(f"no transfer {transfer_pid!r} between you and this participant")
             if not is_started(row):
-                raise Refused(f"the transfer is {describe_state(row)}, expected started", code="transfer_not_started")
+                raise Denied(f"the transfer is {describe_state(row)}, expected started", code="transfer_not_started")
             return row
 
         row = await self._store.read(work)
@@ -115,14 +115,14 @@ class Addresses:
     def read(self, authorization: str | None) -> Ticket:
         """Return the ticket in a request's Authorization header.
 
-        Raises: Unauthenticated without a valid ticket.
+        Raises: Unproven without a valid ticket.
         """
         text = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
         now, kept = self.clock(), self._read.get(text)
         if kept is not None and kept.expires > now:
             return kept
         if "," in text:
-            raise Unauthenticated("expected one Authorization header with one ticket, got several; send one")
+            raise Unproven("expected one Authorization header with one ticket, got several; send one")
         ticket = tickets.read(text, self.key, provider=self.participant, now=now)
         if len(self._read) >= _READ_MAX:
             self._read.clear()

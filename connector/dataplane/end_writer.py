@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.concurrency.active_counter import ActiveCounter
 from connector.store import Store, Transaction
 
@@ -51,18 +51,18 @@ class EndWriter:
 
     async def _record(self, read_id: str, work: Callable[[bool, Transaction], None]) -> bool:
         """Hold the read's id until its end is recorded: another read with that id would receive this end."""
-        with suppress(Busy), self._ids.hold(read_id):  # on Busy, the next start finds the open read
+        with suppress(Unavailable), self._ids.hold(read_id):  # on Unavailable, the next start finds the open read
             await self._write_until_done(work)
             return True
         return False
 
     async def _write_until_done(self, work: Callable[[bool, Transaction], None]) -> None:
-        """Retry while the database is away. Raises Busy once the process is stopping."""
+        """Retry while the database is away. Raises Unavailable once the process is stopping."""
         pause, again = _PAUSE, False
         while True:
             try:
                 return await self._store.write(partial(work, again))
-            except Busy:
+            except Unavailable:
                 if self._leaving():
                     raise
             again = True

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from connector.dataplane.data_address import PATH
-from connector.errors import BadInput, Busy, HanseError, PeerBusy, PeerNonsense, PeerRefused
+from connector.errors import ConnectorError, Invalid, PeerBusy, PeerNonsense, PeerRefused, Unavailable
 from connector.events import DataFetched
 from connector.infra.http.media_type import OCTETS, read_media_type
 from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
@@ -55,13 +55,15 @@ class ForeignFetches:
         """The head and the pieces of the body. The end, complete or not, is recorded as `DataFetched`.
 
         Raises:
-            BadInput: the owner is a Hanse connector, the address is not HTTP, or the body is beyond the limit.
-            Busy: eight fetches are running.
+            Invalid: the owner is a Hanse connector, the address is not HTTP, or the body is beyond the limit.
+            Unavailable: eight fetches are running.
             PeerFailed: the endpoint cannot be called, refuses, or ends before the announced length.
         """
         _check_source(source)
         if self._running >= _AT_ONCE:
-            raise Busy(f"{_AT_ONCE} fetches are running, which is the limit; try again in a moment", code="fetches_max")
+            raise Unavailable(
+                f"{_AT_ONCE} fetches are running, which is the limit; try again in a moment", code="fetches_max"
+            )
         progress = _Progress()
         pieces = self._pieces(source, progress, by=by)
         await anext(pieces)  # an empty piece, after the head
@@ -81,7 +83,7 @@ class ForeignFetches:
                     progress.add(piece, self._most)
                     yield piece
                 progress.end()
-        except HanseError as error:
+        except ConnectorError as error:
             progress.error = error
             raise
         finally:
@@ -134,7 +136,7 @@ class _Progress:
         self.head, self.size, self.digest = FetchHead("", -1), 0, hashlib.sha256()
         self._began = time.monotonic()
         self.complete = False
-        self.error: HanseError | None = None
+        self.error: ConnectorError | None = None
 
     def begin(self, answer: StreamedReply, most: int) -> None:
         length = answer.headers.get("content-length", "")
@@ -158,7 +160,7 @@ class _Progress:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise BadInput(f"expected at most {most} bytes, got more; raise HANSE_FETCH_MB", code="fetch_too_large")
+        raise Invalid(f"expected at most {most} bytes, got more; raise HANSE_FETCH_MB", code="fetch_too_large")
 
 
 def is_of_hanse(endpoint: str, properties: Mapping[str, str]) -> bool:
@@ -168,18 +170,18 @@ def is_of_hanse(endpoint: str, properties: Mapping[str, str]) -> bool:
 
 def _check_source(source: FetchSource) -> None:
     if not source.endpoint.startswith(("http://", "https://")):
-        raise BadInput(
+        raise Invalid(
             f"expected an HTTP endpoint to fetch from, got {source.endpoint[:40]!r}; ask for HttpData-PULL",
             code="not_http",
         )
     if is_of_hanse(source.endpoint, source.properties):
-        raise BadInput(
+        raise Invalid(
             "this owner has a Hanse connector: read its data with `hanse query` or `space.agree(...).stream()`, which "
             "check that it is complete",
             code="use_stream",
         )
     if not fits_header(source.properties.get("authorization", "")):
-        raise BadInput("expected a token of printable ASCII in the data address, got another")
+        raise Invalid("expected a token of printable ASCII in the data address, got another")
 
 
 def _check_accepted(answer: StreamedReply, endpoint: str) -> None:

@@ -18,7 +18,7 @@ from connector.dataplane.tickets import Ticket
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import ARROW
 from connector.engine.pool.worker_process import Frame, Result
-from connector.errors import EngineFailed, HanseError, Limited, Refused, Withdrawn, internal_error
+from connector.errors import ConnectorError, Denied, EngineFailed, Limited, Withdrawn, internal_error
 from connector.infra.formats.digests import RunningDigest
 from connector.telemetry import logger
 from connector.usage import quotas
@@ -62,7 +62,7 @@ class GovernedStream:
         self._policy = policy
         self.withheld, self._left_out = read_log.describe_withheld(prepared)
         self._first: Frame | StreamPart | None = None  # taken from the source, not released yet
-        self._failed: HanseError | None = None  # error of the source during `following`, raised by `parts`
+        self._failed: ConnectorError | None = None  # error of the source during `following`, raised by `parts`
 
     @property
     def over(self) -> bool:
@@ -143,7 +143,7 @@ class GovernedStream:
         frame, self._first = self._first, None
         return frame or await anext(self._result, None)
 
-    async def _count_frame(self, frame: Frame | StreamPart) -> HanseError | None:
+    async def _count_frame(self, frame: Frame | StreamPart) -> ConnectorError | None:
         """Count the batch in every lease and return None, or return the error that ends the stream.
 
         Step 5 of `admission`.
@@ -176,19 +176,19 @@ class GovernedStream:
         self._digest = frame.digest
         return None
 
-    async def _end_on_error(self, error: HanseError) -> StreamEnd:
+    async def _end_on_error(self, error: ConnectorError) -> StreamEnd:
         """Return the end after an error: a grant that ended interrupts the worker, anything else is a failure."""
         if ended_by(self.grants) is not None or (error.code == "cancelled" and remaining_lease_s(self.grants) <= 0):
             return self._end_for_reason(await find_end_reason(self.grants, self._reads.grants))
         return self._build_end(FAILED, error)
 
-    def _end_for_reason(self, why: HanseError) -> StreamEnd:
+    def _end_for_reason(self, why: ConnectorError) -> StreamEnd:
         """Return the end by a grant: by its owner, the agreement or its consumer, or for a temporary reason."""
         if why.code in ENDS:
             return self._build_end(why.code, why)
-        return self._build_end(REFUSED if isinstance(why, Refused) else FAILED, why)
+        return self._build_end(REFUSED if isinstance(why, Denied) else FAILED, why)
 
-    def _build_end(self, status: str, why: HanseError | None = None) -> StreamEnd:
+    def _build_end(self, status: str, why: ConnectorError | None = None) -> StreamEnd:
         name = self._asked.digest
         return StreamEnd(
             status=status,
@@ -246,15 +246,15 @@ def remaining_lease_s(grants: Sequence[ReadGrant]) -> float:
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
-def to_hanse_error(error: Exception) -> HanseError:
+def to_hanse_error(error: Exception) -> ConnectorError:
     """Return an error that has a code unchanged. Log any other and return an internal error."""
-    if isinstance(error, HanseError):
+    if isinstance(error, ConnectorError):
         return error
     _log.error("a read broke off", exc_info=error)
     return internal_error()
 
 
-async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError:
+async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> ConnectorError:
     """Return why a read ends after one of its grants did. Fast and slow readers get the same answer.
 
     1. The reason that stopped the grant.
@@ -266,7 +266,7 @@ async def find_end_reason(grants: Sequence[ReadGrant], by: Grants) -> HanseError
         return error_of("time_limit", {})
     if ended_by(grants) is None:
         await by.recheck_ended(grants)
-    return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)
+    return ended_by(grants) or Denied(_EXPIRED, code=EXPIRED)
 
 
 async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], by: Grants) -> BaseException:
@@ -275,7 +275,7 @@ async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], b
     A read that a grant's end interrupted before its first byte is refused for that reason. An unexpected error becomes
     an internal one, except a ConnectionError, which means that the reader has left.
     """
-    if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
+    if isinstance(error, Exception) and not isinstance(error, ConnectorError | PolicyError | ConnectionError):
         return to_hanse_error(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
@@ -287,7 +287,7 @@ async def translate_failure(error: BaseException, grants: Sequence[ReadGrant], b
 async def await_whole_answer(stream: GovernedStream, prepared: PreparedQuery, begun: float) -> None:
     """Wait for the whole answer of an aggregate-only read before anything leaves.
 
-    No group and a small group look the same, in time as well. Raises: Refused where no group is large enough.
+    No group and a small group look the same, in time as well. Raises: Denied where no group is large enough.
     """
     if not prepared.aggregate:
         return
@@ -295,7 +295,7 @@ async def await_whole_answer(stream: GovernedStream, prepared: PreparedQuery, be
     await wait_for_quantum(begun)
     if not found and prepared.min_group is not None:
         more = ", or for COUNT(*): different units are counted only where none lies in two" if prepared.units else ""
-        raise Refused(
+        raise Denied(
             f"no group of at least {prepared.min_group}, in all and in each of its figures, fits the question; ask for "
             f"larger groups{more}",
             code="min_group_size",

@@ -10,7 +10,7 @@ from connector.dataplane.read_request import ReadRequest, make_name
 from connector.datasets.sources import find_position_clash
 from connector.datasets.sources.parquet import check_types
 from connector.engine.pool.protocol import SLOTS, Job, Limits, Recheck, Relation, is_wide
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.store.tables import DatasetVersion
 from connector.usage.held_agreement import ReadGrant
 from policies.contracts import batch_gate
@@ -31,7 +31,7 @@ def prepare_query(
 ) -> tuple[PreparedQuery, list[CallerTable]]:
     """Run the gate over the grants' datasets and the caller's tables. Call in a thread: hostile text takes long.
 
-    Raises: BadInput for two tickets of the same dataset.
+    Raises: Invalid for two tickets of the same dataset.
     """
     from policies.enforce.gate import CallerTable, GatedDataset, prepare
 
@@ -48,7 +48,7 @@ def prepare_query(
     ]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
-        raise BadInput("expected one ticket for each dataset, got two for the same", code="tickets_mixed")
+        raise Invalid("expected one ticket for each dataset, got two for the same", code="tickets_mixed")
     keys = [CallerTable(brought.name, make_name(), brought.columns) for brought in asked.brought]
     prepared = prepare(
         asked.sql, datasets, action=asked.action, purpose=None, token=make_name, mask_key=mask_key, keys=keys

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from connector.dataplane.read_request import END_OF_STREAM, ReadRequest
 from connector.engine.pool.pool import Pool, Watch
 from connector.engine.pool.protocol import Job
-from connector.errors import BadInput, Busy, Limited
+from connector.errors import Invalid, Limited, Unavailable
 from connector.store import Store, Transaction
 from connector.usage.held_agreement import ReadGrant
 from policies.contracts import coverage
@@ -34,7 +34,7 @@ _ANSWER_MAX = 16 * 2**20
 _PAUSE, _PAUSE_MAX = 0.05, 0.5  # seconds between looks whether another read has answered
 
 
-class AnswerInProgress(Busy):
+class AnswerInProgress(Unavailable):
     """Another read is computing the answer to the same question."""
 
 
@@ -152,7 +152,7 @@ def _choose_epsilon(asked: ReadRequest, most: int, grant: ReadGrant) -> int:
         return max(1, most // _USUAL_SHARE)
     micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
     if not 1 <= micro <= most:
-        raise BadInput(
+        raise Invalid(
             f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, got {asked.epsilon}",
             code="epsilon_invalid",
             rule=coverage.rule_path(grant.contract, "epsilonBudget"),

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.read_request import COMPLETE, FAILED, ReadRequest, StreamEnd
-from connector.errors import Busy, HanseError, Refused, Withdrawn
+from connector.errors import ConnectorError, Denied, Unavailable, Withdrawn
 from connector.events import ReadEnded, ReadRefused, ReadStarted, listed, together
 from connector.usage.held_agreement import ReadGrant
 from policies.contracts.contract import DataContract, bins_note
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 GONE, LEFT = "client_gone", "the client left"
 
 
-class ReaderEnded(HanseError):
+class ReaderEnded(ConnectorError):
     """The reader ended its read. Passed to `Task.cancel`, so that the record names the cause."""
 
     status = 499
     code = "cancelled"
 
 
-def find_cause(failure: BaseException | None, build_end_events: HanseError | None) -> BaseException | None:
+def find_cause(failure: BaseException | None, build_end_events: ConnectorError | None) -> BaseException | None:
     """Return the cause of a failed read for its record.
 
     For a cancelled read: the ReaderEnded that was passed with the cancellation, else `ended` where that is our own
@@ -44,7 +44,7 @@ def find_cause(failure: BaseException | None, build_end_events: HanseError | Non
     if not isinstance(failure, asyncio.CancelledError | ConnectionError):
         return failure
     by = next((one for one in failure.args if isinstance(one, ReaderEnded)), None)
-    return by or (build_end_events if isinstance(build_end_events, Busy) else failure)
+    return by or (build_end_events if isinstance(build_end_events, Unavailable) else failure)
 
 
 def describe_policies(prepared: PreparedQuery, charged: NoiseCharge | None = None) -> tuple[str, ...]:
@@ -169,9 +169,9 @@ def build_end_events(
 
 
 def _describe_end(end: StreamEnd | None, failure: BaseException | None) -> dict[str, Any]:
-    refusal = isinstance(failure, Refused)
+    refusal = isinstance(failure, Denied)
     if end is None or (refusal and not end.rows):
-        known = isinstance(failure, HanseError | PolicyError)  # else the reader left first
+        known = isinstance(failure, ConnectorError | PolicyError)  # else the reader left first
         return {
             "outcome": "refused" if refusal and not isinstance(failure, Withdrawn) else "broken",
             "code": getattr(failure, "code", GONE),
@@ -200,7 +200,7 @@ def _mark_results(end: StreamEnd) -> dict[str, str]:
 
 
 def build_refusal_events(
-    asked: ReadRequest, error: HanseError | PolicyError, grants: Sequence[ReadGrant]
+    asked: ReadRequest, error: ConnectorError | PolicyError, grants: Sequence[ReadGrant]
 ) -> list[ReadRefused]:
     """Return the refusal events of a read that never started: for the agreement that refused it, else for each.
 
@@ -212,7 +212,7 @@ def build_refusal_events(
     return _refusal_events(under, error)
 
 
-def build_request_refusals(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> list[ReadRefused]:
+def build_request_refusals(tickets: Sequence[Ticket], error: ConnectorError | PolicyError) -> list[ReadRefused]:
     """Return the refusal events of a request that led to no read, by its tickets."""
     under = {
         ticket.agreement: {"actor": ticket.consumer, "agreement": ticket.agreement, "purpose": ticket.purpose}
@@ -221,7 +221,7 @@ def build_request_refusals(tickets: Sequence[Ticket], error: HanseError | Policy
     return _refusal_events(under, error)
 
 
-def _refusal_events(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyError) -> list[ReadRefused]:
+def _refusal_events(under: Mapping[str, dict[str, Any]], error: ConnectorError | PolicyError) -> list[ReadRefused]:
     reason, rule = str(getattr(error, "facts", {}).get("agreement", "")), str(getattr(error, "rule", ""))
     found = [under[reason]] if reason in under else under.values()
     return [

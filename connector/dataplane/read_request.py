@@ -14,7 +14,7 @@ from typing import Any
 
 from connector.dataplane.tickets import Ticket
 from connector.engine.pool.protocol import TRAILER_ROOM, Ranges
-from connector.errors import BadInput, QueryInvalid, check_harmless
+from connector.errors import Invalid, QueryInvalid, check_harmless
 from connector.infra.formats.digests import NAMES as DIGESTS
 from connector.infra.formats.digests import SEAL_BYTES, sealed
 from connector.usage.held_agreement import EXPIRED, REVOKED
@@ -57,7 +57,7 @@ class JoinTable:
         seen: set[str] = set()
         for column in self.columns:
             if fold(column) in seen:
-                raise BadInput(
+                raise Invalid(
                     f"expected each column of keys.{self.name} once, whatever its case, got {column[:100]!r} again",
                     code="envelope_invalid",
                 )
@@ -113,17 +113,17 @@ class ReadRequest:
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}
         if len(consumers) != 1:
-            raise BadInput("expected tickets of one consumer", code="tickets_mixed")
+            raise Invalid("expected tickets of one consumer", code="tickets_mixed")
         for name, value, known in (
             ("action", self.action, tuple(ACTIONS.values())),
             ("codec", self.codec, CODECS),
             ("digest", self.digest, DIGESTS),
         ):
             if value not in known:
-                raise BadInput(f"expected {name} to be one of {', '.join(known)}, got {value[:50]!r}")
+                raise Invalid(f"expected {name} to be one of {', '.join(known)}, got {value[:50]!r}")
         for name, number in (("rows", self.rows), ("bytes", self.nbytes), ("batch_rows", self.batch_rows)):
             if number is not None and number < 1:
-                raise BadInput(f"expected {name} to be at least 1, got {number}")
+                raise Invalid(f"expected {name} to be at least 1, got {number}")
         check_harmless(purpose=self.purpose, application=self.application, fragment=self.fragment, job=self.job)
 
     @property

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.events import ReadEnded, ReadStarted, together
 from connector.store import Store, Transaction
 from connector.store.queries.reads import MORE
@@ -155,7 +155,7 @@ class Leases:
             if not tx.reads.list_of_instance(self._run):
                 tx.reads.end_lease(self._run)
 
-        with suppress(HanseError):
+        with suppress(ConnectorError):
             await self._store.write(work)
 
     async def look(self) -> int:

@@ -12,7 +12,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 
 _TYPE = "hanse-ticket+jwt"
 _TICKET_MAX = 4 * 2**10
@@ -50,10 +50,10 @@ def issue(ticket: Ticket, key: ECKey, *, now: float) -> str:
 def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
     """Return the ticket in a bearer token.
 
-    Raises: Unauthenticated where the token is not signed by this provider, or has expired.
+    Raises: Unproven where the token is not signed by this provider, or has expired.
     """
     if len(text) > _TICKET_MAX:
-        raise Unauthenticated("expected a data-plane ticket of at most 4 kB")
+        raise Unproven("expected a data-plane ticket of at most 4 kB")
     try:
         token = jwt.decode(text, key, algorithms=["ES256"])
         claims = token.claims
@@ -67,13 +67,13 @@ def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
             expires=float(claims["exp"]),
         )
     except (JoseError, KeyError, ValueError, TypeError) as error:
-        raise Unauthenticated(
+        raise Unproven(
             "expected a ticket that this provider issued; start a transfer under your agreement to get one"
         ) from error
     if token.header.get("typ") != _TYPE or ticket.provider != provider or claims.get("aud") != provider:
-        raise Unauthenticated("expected a data-plane ticket of this provider, got another token")
+        raise Unproven("expected a data-plane ticket of this provider, got another token")
     if ticket.expires <= now:
-        raise Unauthenticated(
+        raise Unproven(
             "the ticket has expired; get a fresh one from your own connector "
             "(GET /api/v1/transfers/{id}/address) and repeat the request with it, over Flight on a new connection",
             code="ticket_expired",

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 RULE = 2  # version of the cut, part of each snapshot; raise it when `cut` changes
 ROWS_MIN, ROWS_MAX = 2**16, 2**20
@@ -102,7 +102,7 @@ def seal(place: Place, key: bytes) -> str:
 def unseal(text: str, key: bytes) -> Place:
     """Return the place in a cursor.
 
-    Raises: BadInput for a cursor that was not made with this key.
+    Raises: Invalid for a cursor that was not made with this key.
     """
     try:
         data = bytes.fromhex(text) if len(text) == 2 * (_NONCE + _PLACE.size + _TAG) else b""
@@ -110,7 +110,7 @@ def unseal(text: str, key: bytes) -> Place:
         data = b""
     body, tag = data[:-_TAG], data[-_TAG:]
     if not data or not hmac.compare_digest(tag, _tag(body, key)):
-        raise BadInput(
+        raise Invalid(
             "expected a cursor that this owner gave you for this version of the dataset, under terms that show the "
             "same rows and columns, came another text; begin anew without it",
             code="cursor_invalid",

@@ -22,7 +22,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from connector.errors import BadInput, HanseError, SourceUnreadable, redact_name
+from connector.errors import ConnectorError, Invalid, SourceUnreadable, redact_name
 from connector.urls import read_base
 
 _FILE_MAX = 2**20
@@ -93,7 +93,7 @@ class Connections:
         """Return what a path may begin with, for a form: `s3://bucket` and `postgres://database`."""
         try:
             found = self._read()
-        except HanseError:
+        except ConnectorError:
             return []
         buckets = [f"s3://{bucket}" for store in found.stores.values() for bucket in store.buckets]
         return sorted({*buckets, *(f"postgres://{name}" for name in found.databases)})
@@ -108,7 +108,7 @@ class Connections:
     def store(self, name: str, *, bucket: str) -> tuple[str, StoreConnection]:
         """Return the object store `name` with its name. Empty: the only store with the bucket.
 
-        Raises: BadInput for a bucket that may not be registered from.
+        Raises: Invalid for a bucket that may not be registered from.
         """
         stores = self._read().stores
         if name:
@@ -116,13 +116,13 @@ class Connections:
         else:
             found = {key: store for key, store in stores.items() if bucket in store.buckets}
         if len(found) > 1:
-            raise BadInput(
+            raise Invalid(
                 f"{len(found)} stores have a bucket {bucket!r} ({', '.join(sorted(found))}); say which with the option "
                 "store",
                 code="store_ambiguous",
             )
         if not found or any(bucket not in store.buckets for store in found.values()):
-            raise BadInput(
+            raise Invalid(
                 f"no store that may be registered from has a bucket {bucket!r}; let the operator add it in the file of "
                 "HANSE_CONNECTIONS",
                 code="bucket_not_allowed",
@@ -132,7 +132,7 @@ class Connections:
     def database(self, name: str) -> Database:
         """Return the database `name`.
 
-        Raises: BadInput with the known names.
+        Raises: Invalid with the known names.
         """
         return _find_connection(self._read().databases, name, "database")
 
@@ -174,7 +174,7 @@ _Kind = TypeVar("_Kind", StoreConnection, Database)
 
 def _find_connection(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
     if name not in known:
-        raise BadInput(
+        raise Invalid(
             f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came "
             f"{redact_name(name)!r}; the operator adds one in the file of HANSE_CONNECTIONS",
             code=f"{kind}_unknown",

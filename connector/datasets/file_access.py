@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from connector.datasets.sources.source_files import FileRef, are_unchanged
-from connector.errors import Busy
+from connector.errors import Unavailable
 
 _AT_ONCE = 8  # of one device
 _SECONDS = 30.0  # a disk that takes longer is taken as hung;
@@ -25,8 +25,8 @@ _T = TypeVar("_T")
 async def run_at_files(refs: Sequence[FileRef], work: Callable[[], _T]) -> _T:
     """Run `work` in a thread for the device of these files and return its result; without files, for unknown devices.
 
-    The thread goes on after a timeout, so its result must close itself with its last reference. Raises: Busy where the
-    device of known files does not answer.
+    The thread goes on after a timeout, so its result must close itself with its last reference. Raises: Unavailable
+    where the device of known files does not answer.
     """
     if not refs:
         return await _run_on_device(_NEW, work)
@@ -36,7 +36,7 @@ async def run_at_files(refs: Sequence[FileRef], work: Callable[[], _T]) -> _T:
 async def check_files_unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
     """Return `source_files.are_unchanged` of these files, in such a thread.
 
-    Raises: Busy as `run_at_files`.
+    Raises: Unavailable as `run_at_files`.
     """
     return await _run_in_time(
         files[0].get("dev", _NEW) if files else _NEW, partial(are_unchanged, files), files=len(files)
@@ -51,9 +51,9 @@ async def _run_in_time(device: int, work: Callable[[], _T], *, files: int) -> _T
         raise silent_disk_error() from error
 
 
-def silent_disk_error() -> Busy:
+def silent_disk_error() -> Unavailable:
     """Return the refusal of a read whose disk hangs."""
-    return Busy("the disk of this version's files does not answer; try again", code="file_unavailable")
+    return Unavailable("the disk of this version's files does not answer; try again", code="file_unavailable")
 
 
 async def _run_on_device(device: int, work: Callable[[], _T]) -> _T:

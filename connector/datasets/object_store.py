@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from connector.datasets.connections import Connections, StoreConnection
 from connector.datasets.sources.source_files import FILES_MAX, FileRef
-from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
+from connector.errors import Absent, ConnectorError, Invalid, SourceUnreadable, VersionChanged
 
 SCHEME = "s3://"
 _HEADS_MAX = 32  # more objects than this are asked for by listing
@@ -31,15 +31,15 @@ _ELSEWHERE = re.compile(r"Generic S3 error: Error performing [^\n]*? Received re
 def split(path: str) -> tuple[str, str]:
     """Return bucket and key of `s3://bucket/key`.
 
-    Raises: BadInput for any other form.
+    Raises: Invalid for any other form.
     """
     bucket, _, key = path.removeprefix(SCHEME).partition("/")
     if not path.startswith(SCHEME) or not bucket or len(path) > 2048 or any(ord(letter) < 32 for letter in path):
-        raise BadInput(f"expected s3://bucket/key or s3://bucket/prefix/, came {path[:200]!r}")
+        raise Invalid(f"expected s3://bucket/key or s3://bucket/prefix/, came {path[:200]!r}")
     return bucket, key
 
 
-class _KeyUnfit(BadInput):
+class _KeyUnfit(Invalid):
     """A listing has a key that the library rejects as a path. It then returns no other key either."""
 
 
@@ -53,14 +53,14 @@ class Objects:
     async def find(self, path: str, *, store: str, suffixes: Sequence[str]) -> tuple[str, tuple[FileRef, ...]]:
         """Return the store's name, and the pinned object at `path`, or all objects with these endings below it.
 
-        Hidden objects and names like `_SUCCESS` are left out. Raises: NotFound without any object.
+        Hidden objects and names like `_SUCCESS` are left out. Raises: Absent without any object.
         """
         bucket, key = split(path)
         name, client = self._client(store, bucket)
         if key and not key.endswith("/"):
             try:
                 return name, (_ref(bucket, await _head(client, key), PurePosixPath(key).name),)
-            except NotFound:
+            except Absent:
                 if key.lower().endswith(tuple(suffixes)):
                     raise
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
@@ -70,9 +70,9 @@ class Objects:
             if _is_data(place, suffixes) and not await _is_folder(client, meta):
                 found.append(_ref(bucket, meta, place))
             if len(found) > FILES_MAX:
-                raise BadInput(f"expected at most {FILES_MAX} objects under {path!r}; merge small ones first")
+                raise Invalid(f"expected at most {FILES_MAX} objects under {path!r}; merge small ones first")
         if not found:
-            raise NotFound(f"no {' or '.join(suffixes)} object at {path!r}; check bucket and prefix")
+            raise Absent(f"no {' or '.join(suffixes)} object at {path!r}; check bucket and prefix")
         return name, tuple(sorted(found, key=lambda ref: ref.name))
 
     async def check(self, refs: Sequence[FileRef], *, store: str) -> None:
@@ -100,7 +100,7 @@ class Objects:
             if not _is_same(ref, got.meta):  # a store may ignore If-Match
                 raise VersionChanged("an object of this version has changed since it was registered")
             body = memoryview(await got.bytes_async())
-        except HanseError:
+        except ConnectorError:
             raise
         except Exception as error:  # noqa: BLE001  every class of the library
             _raise_refusal(error, changed=True)
@@ -155,7 +155,7 @@ async def _list_objects(client: Any, prefix: str) -> AsyncIterator[Mapping[str, 
         async for page in obstore.list(client, prefix or None, chunk_size=_LISTED):
             for meta in page:
                 yield meta
-    except HanseError:
+    except ConnectorError:
         raise
     except Exception as error:  # noqa: BLE001  every class of the library
         _raise_refusal(error)
@@ -168,7 +168,7 @@ async def _check_each(client: Any, wanted: Mapping[str, FileRef]) -> None:
         async with gate:
             try:
                 same = _is_same(ref, await _head(client, key))
-            except NotFound:
+            except Absent:
                 same = False
         if not same:
             raise _changed_error()
@@ -224,7 +224,7 @@ async def _is_folder(client: Any, meta: Mapping[str, Any]) -> bool:
         return False
     try:
         await _head(client, meta["path"])
-    except NotFound:
+    except Absent:
         return True
     return False
 
@@ -241,7 +241,7 @@ def _raise_refusal(error: Exception, *, changed: bool = False) -> NoReturn:
         raise _changed_error() from None
     status = found[1] if (found := _STATUS.match(str(error))) else ""
     if isinstance(error, FileNotFoundError) or status == "404":
-        raise NotFound("there is no such object or bucket; check the path") from None
+        raise Absent("there is no such object or bucket; check the path") from None
     if isinstance(error, theirs.InvalidPathError) and (key := _UNFIT.search(str(error))):
         raise _KeyUnfit(
             "expected keys whose parts are not empty, `.` or `..`, and without control characters, came "

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from connector.errors import BadInput, Conflict, HanseError, internal_error
+from connector.errors import ConnectorError, Invalid, WrongState, internal_error
 
 FINDING, CONVERTING, CHECKING, DIGESTING, COUNTING = "finding", "converting", "checking", "digesting", "counting"
 STORING, REGISTERED, REFUSED, STOPPED = "storing", "registered", "refused", "stopped"
@@ -57,7 +57,7 @@ class RegistrationProgress:
     files: int = 0
     done: int = 0
     ended_at: float | None = None
-    error: HanseError | None = None
+    error: ConnectorError | None = None
     task: asyncio.Task[Any] | None = None
     stopping: bool = False
 
@@ -68,10 +68,10 @@ class RegistrationProgress:
 def check_no_login(path: str) -> None:
     """Check an address for what may be a user's name and password.
 
-    The message repeats nothing of the address, because a refusal stays in the log. Raises: BadInput.
+    The message repeats nothing of the address, because a refusal stays in the log. Raises: Invalid.
     """
     if _may_hold_login(path):
-        raise BadInput(
+        raise Invalid(
             "expected a path without a user's name and password, came one with what may be such (: or @ in the place "
             "of a bucket, database or host, an address behind it, a word such as password=, or jdbc:), which is kept "
             "nowhere; write s3://bucket/key, or postgres://database/schema/table with the name that the operator has "
@@ -115,9 +115,9 @@ def _has_login_and_host(table: str) -> bool:
     return ":" in before and any(sign in host for sign in "./:")
 
 
-def registration_stopped() -> Conflict:
+def registration_stopped() -> WrongState:
     """Return the error of a registration that was stopped."""
-    return Conflict("the registration was stopped; nothing of it is kept", code="registration_stopped")
+    return WrongState("the registration was stopped; nothing of it is kept", code="registration_stopped")
 
 
 class RunningRegistrations:
@@ -153,7 +153,7 @@ class RunningRegistrations:
         """
         before = self._known.get(asked.name)
         if before is not None and before.task is not None:
-            raise Conflict(
+            raise WrongState(
                 f"{asked.name!r} is being registered; wait until it is, or stop it first", code="registration_runs"
             )
         progress = self._add(RegistrationProgress(asked, by, self._clock(), task=asyncio.current_task()))
@@ -168,7 +168,7 @@ class RunningRegistrations:
             raise
         except Exception as error:
             progress.set_state(REFUSED, progress.done)
-            progress.error = error if isinstance(error, HanseError) else internal_error()
+            progress.error = error if isinstance(error, ConnectorError) else internal_error()
             raise
         finally:
             progress.task, progress.ended_at = None, self._clock()

@@ -50,14 +50,14 @@ from connector.datasets.sources.source_files import (
 from connector.datasets.sources.to_parquet import disk_full
 from connector.errors import (
     AlreadyExists,
-    BadInput,
-    Busy,
-    Conflict,
+    ConnectorError,
     EngineFailed,
-    HanseError,
+    Invalid,
     Limited,
     QueryInvalid,
     SourceUnreadable,
+    Unavailable,
+    WrongState,
     redact_name,
 )
 from connector.events import (
@@ -189,7 +189,7 @@ class Registry:
             return [row.name for row, version in page if find_within(self._private, _owner_paths(version.source))]
 
         after = ""
-        with suppress(Busy):  # the next start looks
+        with suppress(Unavailable):  # the next start looks
             while page := await self.page(after=after):
                 for name in await asyncio.to_thread(ours, page):
                     _log.error(
@@ -245,7 +245,7 @@ class Registry:
             under = await self._store.read(lambda tx: version_retention.list_asked_digests(tx, row.id))
             affected = await self.effects(row, old, _draft_version(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
-                raise Conflict(
+                raise WrongState(
                     f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
                     "under a new name, or give its columns the names and types that they had. Where groups are given, "
                     "whoever asked this dataset can subtract what he has from what he is answered under that name",
@@ -280,7 +280,7 @@ class Registry:
             return None
         try:
             return await check_files_unchanged(source["files"])
-        except Busy:
+        except Unavailable:
             return None
 
     async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[RegisteredDataset, DatasetVersion]]:
@@ -320,9 +320,9 @@ class Registry:
         def work(tx: Transaction) -> None:
             row = tx.datasets.of(key)
             if tx.datasets.list_offers_in_force([row.id]):
-                raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
+                raise WrongState(f"{row.name!r} has offers in force; withdraw them first")
             if any(agreement.ended_at is None for agreement, _ in tx.agreements.iterate_by_dataset(row.id)):
-                raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
+                raise WrongState(f"{row.name!r} has agreements in force; revoke them first")
             version_retention.mark_unasked(tx, tx.datasets.get_current(row))
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
@@ -342,7 +342,7 @@ class Registry:
         try:
             names = await self._store.read(partial(version_retention.list_unneeded_files, dataset_id=dataset_id))
             await asyncio.to_thread(remove, [self._folder / name for name in names])
-        except (HanseError, OSError) as error:
+        except (ConnectorError, OSError) as error:
             _log.error("not_removed", dataset=dataset_id, reason=str(error))
 
     async def _wait_for_removals(self) -> None:
@@ -376,9 +376,9 @@ class Registry:
             check_no_login(asked.path)
             with self.under_way.begin(asked, by=by) as progress:
                 yield progress
-        except (HanseError, asyncio.CancelledError) as error:
+        except (ConnectorError, asyncio.CancelledError) as error:
             await self._record_refusal(
-                asked.name, error if isinstance(error, HanseError) else registration_stopped(), by
+                asked.name, error if isinstance(error, ConnectorError) else registration_stopped(), by
             )
             raise
 
@@ -445,7 +445,7 @@ class Registry:
         options = read_options(kind, asked.options)
         if (elsewhere := remote_source(kind)) is not None:
             if self._outside is None:
-                raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
+                raise Invalid(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
         files = await self._run_on_disk(asked.path, partial(self._find_at, kind, asked.path, options))
@@ -544,7 +544,7 @@ class Registry:
         tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
-    async def _record_refusal(self, name: str, error: HanseError, by: str) -> None:
+    async def _record_refusal(self, name: str, error: ConnectorError, by: str) -> None:
         """Record a refusal in the log, or in the process log if it is unavailable."""
         refused = RequestRefused(
             actor=by,
@@ -555,7 +555,7 @@ class Registry:
         )
         try:
             await self._store.write(lambda tx: tx.publish(refused))
-        except Busy as why:
+        except Unavailable as why:
             _log.error("refusal_not_recorded", code=error.code, reason=error.message, why=why.message)
 
 
@@ -600,16 +600,16 @@ _UNREAD = {
 def _may_be_stored(error: BaseException, progress: RegistrationProgress) -> bool:
     """Return whether the result of a commit is unknown: its answer is lost, or its caller left."""
     left = isinstance(error, asyncio.CancelledError) and progress.state == STORING
-    return left or (isinstance(error, Busy) and error.code == UNKNOWN)
+    return left or (isinstance(error, Unavailable) and error.code == UNKNOWN)
 
 
 def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> None:
     """Check what a new version breaks.
 
-    Raises: Conflict with the first error, unless the owner accepts it.
+    Raises: WrongState with the first error, unless the owner accepts it.
     """
     if not accept and (errors := [one for one in affected if one["level"] == "error"]):
-        raise Conflict(
+        raise WrongState(
             f"the new version of {name!r} does not fit what stands on it, or has been asked: {errors[0]['message']}; "
             f"mend the files, or take it all the same (`--accept` on the command line, `accept` in the API)",
             code="version_unfit",
@@ -620,12 +620,12 @@ def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> N
 def _check_not_overtaken(tx: Transaction, dataset_id: str, old: DatasetVersion, under: frozenset[str]) -> None:
     """Check that the version was compared with the current state, which is locked until the transaction ends.
 
-    Raises: Conflict otherwise.
+    Raises: WrongState otherwise.
     """
     tx.datasets.lock(dataset_id)
     row = tx.datasets.of(dataset_id)
     if row.version != old.digest or version_retention.list_asked_digests(tx, dataset_id) - under:
-        raise Conflict(
+        raise WrongState(
             f"{row.name!r} has another version than the one that this was held against, or something was offered or "
             "agreed on it meanwhile; ask again",
             code="version_overtaken",
@@ -683,7 +683,7 @@ def _draft_version(dataset_id: str, asked: Registration, read: _SourceReading, *
 
 def _check_name(name: str) -> None:
     if not _NAME.match(name):
-        raise BadInput(
+        raise Invalid(
             f"expected a dataset name of small letters, digits and _, starting with a letter, came "
             f"{redact_name(name)!r}",
             code="name_invalid",

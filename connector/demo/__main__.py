@@ -16,7 +16,7 @@ from rich.markup import escape
 from connector.demo.show import Show
 from connector.demo.space import DEFAULT_PORT, PORT_SETTING, DemoSpace, read_tail
 from connector.demo.story import Story
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 
 _DIRECTORY = Path("var/demo")
 
@@ -51,7 +51,7 @@ def play(space: DemoSpace, *, once: bool, began: float = 0.0) -> int:
     except KeyboardInterrupt:
         show.console.print("\n[dim]stopped[/dim]")
         return 130
-    except (HanseError, AssertionError) as error:
+    except (ConnectorError, AssertionError) as error:
         show.console.print(f"\n[red]{escape(str(error))}[/red]", soft_wrap=True)
         return 1
     except Exception:  # noqa: BLE001  # the demo shows any error, ends every process and exits with 1

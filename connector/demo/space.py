@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from connector.demo.data import OWNERS
-from connector.errors import Busy
+from connector.errors import Unavailable
 
 PORT_SETTING = "HANSE_DEMO_PORT"
 DEFAULT_PORT = 8700
@@ -90,7 +90,7 @@ class DemoSpace:
         return [member for name, member in self.members.items() if name != "catalogue"]
 
     def check_ports(self) -> None:
-        """Check that all ports are free. Raises: Busy, which names the port and the setting."""
+        """Check that all ports are free. Raises: Unavailable, which names the port and the setting."""
         for member in self.members.values():
             for port in {member.public_port, member.management_port}:
                 with socket.socket() as probe:
@@ -98,7 +98,7 @@ class DemoSpace:
                     try:
                         probe.bind(("127.0.0.1", port))
                     except OSError:
-                        raise Busy(
+                        raise Unavailable(
                             f"expected port {port} to be free for {member.name}, got a port in use; stop what uses it, "
                             f"or move the demo with {PORT_SETTING} (now {self.port}, ten ports from there)"
                         ) from None
@@ -121,7 +121,8 @@ class DemoSpace:
             )
 
     def wait(self, *names: str) -> None:
-        """Wait until these processes are ready. Raises: Busy with the end of the log if one ends or is too slow."""
+        """Wait until these processes are ready. Raises: Unavailable with the end of the log if one ends or is too
+        slow."""
         for name in names or self.members:
             self._wait_for(self.members[name])
 
@@ -191,13 +192,13 @@ class DemoSpace:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if member.process is not None and member.process.poll() is not None:
-                raise Busy(
+                raise Unavailable(
                     f"{member.name} ended instead of starting; the end of {member.log}:\n{read_tail(member.log)}"
                 )
             if _is_ready(member.management_port):
                 return
             time.sleep(0.05)
-        raise Busy(
+        raise Unavailable(
             f"{member.name} was not ready after {_START_SECONDS:.0f} s; the end of its log:\n{read_tail(member.log)}"
         )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
-from connector.errors import MessageInvalid, Refused
+from connector.errors import Denied, MessageInvalid
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Transaction
 from connector.store.tables import Offer
@@ -247,7 +247,7 @@ def first_for(purpose: str, offers: Sequence[Policy], *, consumer: str, now: flo
     """The first of these offers that allows `purpose`.
 
     Raises:
-        Refused: none of them does; names the purposes of each.
+        Denied: none of them does; names the purposes of each.
     """
     refused: list[tuple[str, Verdict]] = []
     for offer in offers:
@@ -260,7 +260,7 @@ def first_for(purpose: str, offers: Sequence[Policy], *, consumer: str, now: flo
     else:
         each = ". ".join(f"{name}: {'; '.join(against.reasons)}" for name, against in refused[:_LISTED_MAX])
         why, rule = f"none of {len(refused)} offers is for this purpose, so none was requested. {each}", ""
-    raise Refused(why, code="purpose_not_agreed", rule=rule)
+    raise Denied(why, code="purpose_not_agreed", rule=rule)
 
 
 def _refuse_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -> Verdict | None:
@@ -337,7 +337,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Enfor
         schema = published_schema(tx.datasets.get_current(dataset))
         contracts = compiler.compile_contracts(policy, schema, concluded=tx.now, new=True)
     except PolicyError as error:
-        raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
+        raise Denied(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     exact = any(compiler.is_exact(contract) for contract in contracts)
     put_recent(_compiles, key, exact, most=_COMPILES_MAX)
     return EnforceableVersion(dataset.version, exact)

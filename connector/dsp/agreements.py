@@ -12,7 +12,7 @@ from connector.datasets import stored_policies
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import AGREEMENT_REVOKED, TransferService, agreement_event
-from connector.errors import Busy, Conflict, NotFound, Refused
+from connector.errors import Absent, Denied, Unavailable, WrongState
 from connector.outbox.sender import Sender
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, GrantState, Outbox
@@ -69,7 +69,7 @@ class AgreementService:
         return await self._store.read(lambda tx: tx.agreements.page(**filters, limit=limit, offset=offset))
 
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, GrantState | None]:
-        """An agreement, and at its provider the grant, which counts its use. NotFound for an unknown id."""
+        """An agreement, and at its provider the grant, which counts its use. Absent for an unknown id."""
 
         def work(tx: Transaction) -> tuple[Agreement, GrantState | None]:
             row = agreement_of(tx, agreement_id, role)
@@ -117,9 +117,9 @@ class AgreementService:
         same: each new read asks the database again.
 
         Raises:
-            NotFound: there is no such agreement.
-            Conflict: it has ended already.
-            Busy: the database did not answer in time.
+            Absent: there is no such agreement.
+            WrongState: it has ended already.
+            Unavailable: the database did not answer in time.
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
@@ -129,7 +129,7 @@ class AgreementService:
                 unfinished = self._negotiations.abandon(tx, row, code=AGREEMENT_REVOKED, reason=reason, actor=by)
             row = tx.agreements.lock(row)  # it may have become final, or ended, while we waited
             if row.ended_at is not None:
-                raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
+                raise WrongState(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
             tx.publish(agreement_event(row, actor=by))
             sent = [] if row.role == PROVIDER else self._end_transfers(tx, row, by)
@@ -142,7 +142,7 @@ class AgreementService:
             if not known.finalized:  # acknowledged messages count first
                 await self._sender.wait_recorded(known.negotiation_id)
             row, sent = await self._store.write(work)
-        except Busy as error:
+        except Unavailable as error:
             if error.code == UNKNOWN:
                 stop()
             raise
@@ -152,7 +152,7 @@ class AgreementService:
         if row.role == PROVIDER:
             try:
                 await self.complete_end(row.id, by=by)
-            except Busy as error:  # the agreement has ended already, and the next round of `Upkeep` repeats this
+            except Unavailable as error:  # the agreement has ended already, and the next round of `Upkeep` repeats this
                 _log.warning("revocation_not_followed", agreement=row.id, reason=error.message)
         return row
 
@@ -186,13 +186,13 @@ class AgreementService:
 def _interpret(row: Agreement, version: DatasetVersion | None) -> InterpretedAgreement:
     try:
         policy = stored_policies.read_agreement_policy(row)
-    except Refused as refused:
+    except Denied as refused:
         return InterpretedAgreement(problem=refused.message)
     try:
         return InterpretedAgreement(
             policy, stored_policies.compile_agreement(row, policy, version) if version is not None else ()
         )
-    except Refused as refused:
+    except Denied as refused:
         return InterpretedAgreement(policy, problem=refused.message)
 
 
@@ -209,8 +209,8 @@ def _find_problems(rows: Sequence[Agreement], versions: Mapping[str, DatasetVers
 
 
 def agreement_of(tx: Transaction, agreement_id: str, role: str) -> Agreement:
-    """The agreement with this id in our `role`; without a role, as provider first. NotFound for an unknown id."""
+    """The agreement with this id in our `role`; without a role, as provider first. Absent for an unknown id."""
     for ours in (role,) if role else (PROVIDER, CONSUMER):
         if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
             return row
-    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreements`")
+    raise Absent(f"no agreement {agreement_id!r}; list them with `hanse agreements`")

@@ -18,7 +18,7 @@ from connector.dsp import agreement_terms, jsonld
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
-from connector.errors import MessageInvalid, NotFound, Refused
+from connector.errors import Absent, Denied, MessageInvalid
 from connector.identity.principal import Principal
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Store, Transaction
@@ -105,7 +105,7 @@ class Catalog:
         )
 
     async def read_dataset(self, dataset_id: str, caller: Principal) -> Json:
-        """One dataset. NotFound for an unknown dataset and for a dataset hidden from this caller."""
+        """One dataset. Absent for an unknown dataset and for a dataset hidden from this caller."""
         facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> list[VisibleDataset]:
@@ -113,7 +113,7 @@ class Catalog:
 
         found = await self._store.read(work)
         if not found:
-            raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
+            raise Absent(f"no dataset {dataset_id!r} in this catalogue")
         entry = self._entry(found[0], {})
         columns = _describe_columns(
             found[0].version.schema, values=_VALUES_MAX - jsonld.count_values(entry), most_bytes=_ALONE_BYTES
@@ -154,7 +154,7 @@ class Catalog:
             if offer.digest not in judged:
                 try:
                     policy, _ = self._read_policy(offer)
-                except Refused:  # not understood any more, so hidden from all
+                except Denied:  # not understood any more, so hidden from all
                     continue
                 verdict = agreement_terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
                 judged[offer.digest] = verdict.permitted

@@ -24,7 +24,7 @@ from connector.dsp.negotiation import NegotiationService
 from connector.dsp.protocol_client import PeerTransport
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS, FACTS_ENDED, TransferService
-from connector.errors import Busy, Conflict, HanseError, NotFound, PeerRefused, Refused
+from connector.errors import Absent, ConnectorError, Denied, PeerRefused, Unavailable, WrongState
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Negotiation, Transfer
 from connector.telemetry import logger
@@ -60,7 +60,7 @@ class DutyLedger:
         self._store, self._wire, self._mint = store, wire, mint
 
     async def of(self, agreement_id: str, *, role: str = "") -> list[DutyStatus]:
-        """Every duty of one agreement in its present state. NotFound for an unknown id."""
+        """Every duty of one agreement in its present state. Absent for an unknown id."""
 
         def work(tx: Transaction) -> list[DutyStatus]:
             return duty_ledger.list_duties(tx, agreement_of(tx, agreement_id, role), now=tx.now)
@@ -85,15 +85,15 @@ class DutyLedger:
         """Store evidence that a duty was fulfilled. As consumer, also send it to the provider.
 
         Raises:
-            NotFound: there is no such agreement or duty.
-            Conflict: as provider, the duty has evidence already or needs none now.
+            Absent: there is no such agreement or duty.
+            WrongState: as provider, the duty has evidence already or needs none now.
         """
 
         def work(tx: Transaction) -> tuple[Agreement, DutyStatus, str]:
             row = agreement_of(tx, agreement_id, role)
             try:
                 done = duty_ledger.report(tx, row, path, given_by=row.role, actor=by, evidence=evidence)
-            except Conflict:
+            except WrongState:
                 if row.role == PROVIDER:
                     raise
                 done = next(duty for duty in duty_ledger.list_duties(tx, row, now=tx.now) if duty.path == path)
@@ -110,17 +110,17 @@ class DutyLedger:
             )
         try:
             await self._send_report(row, endpoint, path, evidence)
-        except HanseError as error:
+        except ConnectorError as error:
             return DutyReport(done, told=False, why=error.message)
         return DutyReport(done, told=True)
 
     async def on_report(self, agreement_id: str, path: str, *, evidence: str, consumer: str) -> DutyStatus:
-        """As provider, store a consumer's report. NotFound unless the agreement is with this consumer."""
+        """As provider, store a consumer's report. Absent unless the agreement is with this consumer."""
 
         def work(tx: Transaction) -> DutyStatus:
             row = tx.agreements.get(agreement_id, role=PROVIDER)
             if row is None or row.consumer != consumer:
-                raise NotFound(f"no agreement {agreement_id!r} with you")
+                raise Absent(f"no agreement {agreement_id!r} with you")
             return duty_ledger.report(tx, row, path, given_by=CONSUMER, actor=consumer, evidence=evidence)
 
         return await self._store.write(work)
@@ -155,7 +155,7 @@ class Upkeep:
             await asyncio.sleep(self._seconds)
             try:
                 await self.look()
-            except HanseError as error:  # the database may be away for a while
+            except ConnectorError as error:  # the database may be away for a while
                 _log.warning("upkeep_failed", code=error.code, reason=error.message)
 
     async def look(self) -> None:
@@ -164,7 +164,7 @@ class Upkeep:
         An error with one of them is logged and does not affect the others.
         """
         for ended in await self._store.read(lambda tx: tx.agreements.list_unrevoked()):
-            with suppress(Busy):  # the next look finds it again
+            with suppress(Unavailable):  # the next look finds it again
                 await self._agreements.complete_end(ended, by="clock")
         await self._for_each(_read_page, self._look_at_agreement)
         await self._for_each(self._negotiations.list_idle, self._negotiations.expire)
@@ -176,14 +176,14 @@ class Upkeep:
             for row in rows:
                 try:
                     await look(row)
-                except (PolicyError, ValueError, HanseError) as error:
+                except (PolicyError, ValueError, ConnectorError) as error:
                     _log.warning("not_looked_at", row=row.id, role=row.role, reason=str(error))
             after = rows[-1].id
 
     async def _look_at_agreement(self, row: Agreement) -> None:
         try:
             policy = stored_policies.read_agreement_policy(row)
-        except Refused as refused:
+        except Denied as refused:
             await self._suspend_unreadable(row, refused)
             return
         if policy.obligations or any(rule.duties for rule in policy.permissions):
@@ -191,12 +191,12 @@ class Upkeep:
         if row.role != PROVIDER or row.ended_at is not None:
             return
         if (end := rules.agreement_end(policy)) is not None and end <= time.time():
-            with suppress(Conflict):  # it was ended a moment ago
+            with suppress(WrongState):  # it was ended a moment ago
                 await self._agreements.revoke(row.id, reason=agreement_terms.TIME_ENDED, by="clock", role=PROVIDER)
             return
         await self._hold_transfers(row, policy)
 
-    async def _suspend_unreadable(self, row: Agreement, refused: Refused) -> None:
+    async def _suspend_unreadable(self, row: Agreement, refused: Denied) -> None:
         """Suspend the transfers of an agreement whose policy is not understood, until a person ends the agreement."""
         if row.ended_at is not None:
             return
@@ -226,7 +226,7 @@ class Upkeep:
         """Suspend a transfer that the verdict rules out; resume a transfer that was suspended for its facts."""
         ruled_out = not verdict.permitted and not verdict.lacking
         fine = verdict.permitted or verdict.waits_for(missing | _COUNTERS)
-        with suppress(HanseError):  # the other side changed the state meanwhile; the next look sees it
+        with suppress(ConnectorError):  # the other side changed the state meanwhile; the next look sees it
             if transfer.state == "STARTED" and ruled_out and not transfer.suspended_by:
                 why = {"code": FACTS_ENDED, "reason": "; ".join(verdict.reasons)[:1_000]}
                 await self._transfers.command(transfer.id, "suspend", by="clock", stopper=FACTS, **why)
@@ -242,7 +242,7 @@ def _read_standings(tx: Transaction, row: Agreement) -> list[DutyStatus]:
     """The duties of an agreement; empty where its policy is not understood any more."""
     try:
         return duty_ledger.list_duties(tx, row, now=tx.now)
-    except Refused:
+    except Denied:
         return []
 
 

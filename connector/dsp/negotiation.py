@@ -26,7 +26,7 @@ from connector.dsp.process import MessageCourier, MessageResult, ProcessContext,
 from connector.dsp.process_limits import ProcessAdmission, ProcessLimits, is_partner
 from connector.dsp.protocol_client import segment
 from connector.dsp.states import CONSUMER, PROVIDER, Transition
-from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refused
+from connector.errors import Absent, Denied, Invalid, MessageInvalid, WrongState
 from connector.events import (
     AgreementConcluded,
     DecisionNeeded,
@@ -104,7 +104,7 @@ class NegotiationService:
 
         Raises:
             MessageInvalid: the terms cannot be read, or there is no such offer for this caller.
-            Refused: the policy cannot be enforced, or does not permit this party.
+            Denied: the policy cannot be enforced, or does not permit this party.
             Limited: the caller has too many negotiations, or begins too many.
         """
         read = agreement_terms.read_requested_offer(message.offer or {})
@@ -137,7 +137,7 @@ class NegotiationService:
 
         Raises:
             MessageInvalid: the terms cannot be read, or have no target.
-            Refused: only members of the data space may make such offers.
+            Denied: only members of the data space may make such offers.
             Busy: membership is not known at present.
             Limited: the caller has too many negotiations, or begins too many.
         """
@@ -172,7 +172,7 @@ class NegotiationService:
         """Receive any later message for the process `pid`. A refused message changes nothing.
 
         Raises:
-            NotFound: there is no such process with this caller.
+            Absent: there is no such process with this caller.
             IllegalStep: the state does not allow this message.
             MessageInvalid: its terms cannot be read, or are not those of this process.
         """
@@ -190,7 +190,7 @@ class NegotiationService:
         return await self._machine.write_or_record_refusal(work, caller=caller.id, message=message, pid=pid)
 
     async def read_status(self, pid: str, caller: Principal) -> messages.ContractNegotiation:
-        """The state of a process, for its counterparty. NotFound too while the counterparty's pid is not known."""
+        """The state of a process, for its counterparty. Absent too while the counterparty's pid is not known."""
         return self.view(await self._machine.read_numbered(pid, lambda tx: tx.negotiations.peek_of(pid, caller.id)))
 
     def view(self, row: Negotiation) -> messages.ContractNegotiation:
@@ -279,7 +279,7 @@ class NegotiationService:
         published = agreement_terms.read_published(offer)
         same = agreement_terms.has_same_rules(asked, published, consumer=row.counterparty)
         if not verdict.permitted and not (verdict.lacking and row.decide != auto_decisions.AUTO):
-            raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
+            raise Denied(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
         anew = _why_again_needs_person(tx, row, published)
         case = auto_decisions.DecisionCase(
             decide=row.decide, same_terms=same, permitted=verdict.permitted, anew=bool(anew)
@@ -455,9 +455,9 @@ class NegotiationService:
         With a `purpose`, the request is for the first of `offer` and `others` that allows that purpose.
 
         Raises:
-            BadInput: `decide` is neither auto nor manual.
+            Invalid: `decide` is neither auto nor manual.
             MessageInvalid: no offer can be read, or the address cannot be called.
-            Refused: no offer allows the purpose.
+            Denied: no offer allows the purpose.
         """
         candidates = (offer, *(others if purpose else ()))
         offers = agreement_terms.read_offers([{"@type": "Offer", **candidate} for candidate in candidates])
@@ -484,7 +484,7 @@ class NegotiationService:
 
         Raises:
             MessageInvalid: the address cannot be called.
-            NotFound: no such offer is in force.
+            Absent: no such offer is in force.
         """
         address = await self._check_new(address, auto_decisions.AUTO)
         asker = _current_person()
@@ -492,7 +492,7 @@ class NegotiationService:
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
             offer = tx.datasets.get_offer(offer_id)
             if offer is None or offer.withdrawn_at is not None:
-                raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
+                raise Absent(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
             wire = agreement_terms.offer_wire(
                 agreement_terms.read_published(offer), target=offer.dataset_id, assigner=self._us
             )
@@ -516,9 +516,9 @@ class NegotiationService:
         it continue automatically.
 
         Raises:
-            NotFound: there is no such negotiation.
-            IllegalStep, Conflict: the command is not possible now.
-            BadInput: there is no such command.
+            Absent: there is no such negotiation.
+            IllegalStep, WrongState: the command is not possible now.
+            Invalid: there is no such command.
             SamePerson: the offer wants four eyes, and the person asked or is not known; this is recorded.
         """
         person = _current_person()
@@ -526,7 +526,7 @@ class NegotiationService:
         def work(tx: Transaction) -> tuple[Negotiation, list[Outbox]]:
             row = tx.negotiations.get(pid)
             if row is None:
-                raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
+                raise Absent(f"no negotiation {pid!r}; list them with `hanse negotiations`")
             tx.publish(self._command_event(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._machine.end(tx, row, code=code or _termination_code(row), reason=reason, actor=by)
@@ -552,10 +552,10 @@ class NegotiationService:
             row.decide = auto_decisions.AUTO
             name = _APPROVALS.get((row.role, row.state), name)
         if name not in COMMANDS:
-            raise BadInput(f"expected one of {', '.join(COMMANDS)}, approve, terminate; got {name!r}")
+            raise Invalid(f"expected one of {', '.join(COMMANDS)}, approve, terminate; got {name!r}")
         role, step = COMMANDS[name]
         if role != row.role:
-            raise Conflict(f"{name} is for the {role} of a negotiation, and we are its {row.role}")
+            raise WrongState(f"{name} is for the {role} of a negotiation, and we are its {row.role}")
         if name == "offer":
             row.asked_by = by_person
             return self._send_offer(tx, row, _terms_of(tx, row, offer))
@@ -574,7 +574,7 @@ class NegotiationService:
 
     async def _check_new(self, address: str, decide: str) -> str:
         if decide not in (auto_decisions.AUTO, auto_decisions.MANUAL):
-            raise BadInput(f"expected decide to be auto or manual, got {decide!r}")
+            raise Invalid(f"expected decide to be auto or manual, got {decide!r}")
         return await self._peer.check(address)
 
     def _command_event(self, row: Negotiation, command: str, *, by: str, reason: str = "") -> Event:
@@ -694,7 +694,7 @@ def _visible_offer(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer,
         raise _not_offered(asked)
     try:
         policy = agreement_terms.read_published(offer)
-    except Refused:
+    except Denied:
         raise _not_offered(asked) from None
     verdict = agreement_terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
     if verdict.permitted:
@@ -719,7 +719,7 @@ def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, a
     """The published offer of a negotiation, and its verdict with the facts as they are now."""
     offer = tx.datasets.get_offer(row.offer_id)
     if offer is None or offer.withdrawn_at is not None:
-        raise Refused(f"the offer {row.offer_id!r} was withdrawn; read the catalogue again", code="withdrawn")
+        raise Denied(f"the offer {row.offer_id!r} was withdrawn; read the catalogue again", code="withdrawn")
     return offer, agreement_terms.judge(
         agreement_terms.read_published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now
     )

@@ -13,7 +13,7 @@ from connector.dsp.catalog import TERMS
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.protocol_client import PeerAnswer, ProtocolClient, segment
-from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.errors import Absent, PeerNonsense, PeerRefused
 from connector.urls import read_url
 from policies.odrl.strictjson import list_of
 
@@ -62,7 +62,7 @@ class ParticipantDirectory:
         """A member by name or DID.
 
         Raises:
-            NotFound: there is no such member, or this connector has no register.
+            Absent: there is no such member, or this connector has no register.
             PeerNonsense: it supports no version of the protocol that we support.
         """
         entry = await self._member(participant)
@@ -70,11 +70,11 @@ class ParticipantDirectory:
             base = await self._peer.base_of(str(entry.get("url", "")))
             return Participant(str(entry["id"]), base, str(entry.get("name", "")))
         if entry is None:
-            raise NotFound(
+            raise Absent(
                 f"no member {participant!r}: this connector has no register of members; set HANSE_TRUST_ANCHOR to the "
                 "DID of the data space's operator, or see the connector's log for why the register cannot be read"
             )
-        raise NotFound(f"no member {participant!r} in the data space's register; list its members with `hanse members`")
+        raise Absent(f"no member {participant!r} in the data space's register; list its members with `hanse members`")
 
     async def dataset(self, partner: Participant, dataset: str) -> ListedDataset:
         """One dataset of a participant's catalogue, as we may see it.

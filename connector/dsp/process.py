@@ -22,7 +22,7 @@ from connector.dsp.messages import Message, ProcessMessage
 from connector.dsp.process_limits import ProcessAdmission
 from connector.dsp.protocol_client import ProtocolClient, segment
 from connector.dsp.states import CONSUMER, PROVIDER, Step, Table, Transition
-from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, Limited, MessageInvalid, NotFound
+from connector.errors import Absent, AlreadyExists, ConnectorError, IllegalStep, Limited, MessageInvalid, WrongState
 from connector.events import Event, RequestRefused
 from connector.identity.did import host_of
 from connector.infra.net import resolver
@@ -131,7 +131,7 @@ class StateMachine(Generic[Row]):
         up to five seconds. Others meanwhile fail at once, as each waiting request reads the database repeatedly.
 
         Raises:
-            NotFound: `look` finds no row, or the counterparty's pid is still unknown.
+            Absent: `look` finds no row, or the counterparty's pid is still unknown.
         """
         if pid in self.waiting:
             return await self._poll(pid, look, seconds=0)
@@ -149,7 +149,7 @@ class StateMachine(Generic[Row]):
             if row.peer_pid:
                 return row
             if not row.pending or time.monotonic() >= until:
-                raise NotFound(f"the pid of {row.counterparty} for this {self.kind} is not known yet; ask again later")
+                raise Absent(f"the pid of {row.counterparty} for this {self.kind} is not known yet; ask again later")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def check_callback(self, address: str, caller: str, *, sink: str = "") -> str:
@@ -173,12 +173,12 @@ class StateMachine(Generic[Row]):
                 return await self.context.store.write(work)
             except AlreadyExists:  # the same first message was stored by another task at the same time
                 return await self.context.store.write(work)
-        except HanseError as error:
+        except ConnectorError as error:
             if error.status < 500:
                 await self._record_refusal(error, caller=caller, message=message, pid=pid)
             raise
 
-    async def _record_refusal(self, error: HanseError, *, caller: str, message: Message, pid: str) -> None:
+    async def _record_refusal(self, error: ConnectorError, *, caller: str, message: Message, pid: str) -> None:
         """Record why a counterparty's message was refused. During a flood of them, only some are recorded."""
         refused = RequestRefused(
             actor=caller,
@@ -254,11 +254,11 @@ class StateMachine(Generic[Row]):
         """Queue our next message.
 
         Raises:
-            Conflict: our message before it is not acknowledged yet.
+            WrongState: our message before it is not acknowledged yet.
             IllegalStep: the state does not allow it.
         """
         if row.pending:
-            raise Conflict(f"{row.pending} is still on its way to {row.counterparty}; wait until it is acknowledged")
+            raise WrongState(f"{row.pending} is still on its way to {row.counterparty}; wait until it is acknowledged")
         states.advance(self.table, Step(row.state, message.step, row.role))
         return self.send_unchecked(tx, row, message, path)
 
@@ -343,7 +343,7 @@ class StateMachine(Generic[Row]):
 
 def _peer_segment(row: Negotiation | Transfer) -> str:
     if not row.peer_pid:
-        raise Conflict(f"the pid of {row.counterparty} is not known yet; wait for its first message")
+        raise WrongState(f"the pid of {row.counterparty} is not known yet; wait for its first message")
     return segment(row.peer_pid)
 
 

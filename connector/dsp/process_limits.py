@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from connector.dsp import states
-from connector.errors import Busy, Limited, Refused
+from connector.errors import Denied, Limited, Unavailable
 from connector.infra.concurrency.recent_keys import RateLimit, put_recent
 from connector.store import Transaction
 from connector.store.tables import Outbox
@@ -70,14 +70,14 @@ class ProcessAdmission:
 
         Raises:
             Limited: a limit is reached; nothing is counted then.
-            Refused: only members may make such offers, and this party is not a member.
-            Busy: membership is not known at present.
+            Denied: only members may make such offers, and this party is not a member.
+            Unavailable: membership is not known at present.
         """
         stranger = _is_stranger(tx, counterparty, role=role, facts=facts)
         if role == states.CONSUMER and self._limits.members_offer and stranger:
             if facts.get(_MEMBERSHIP) is None:
-                raise Busy("your membership of the data space is not known here now; try again later")
-            raise Refused(
+                raise Unavailable("your membership of the data space is not known here now; try again later")
+            raise Denied(
                 "expected an unsolicited offer from an active member of the data space; join it, or wait for a request",
                 code="not_a_member",
             )

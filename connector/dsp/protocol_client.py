@@ -19,14 +19,14 @@ from connector.dsp import jsonld, messages
 from connector.dsp.jsonld import Json
 from connector.errors import (
     INWARD,
-    Busy,
-    HanseError,
+    ConnectorError,
     MessageInvalid,
     PeerBusy,
     PeerFailed,
     PeerNonsense,
     PeerRefused,
     PeerUnreachable,
+    Unavailable,
 )
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net.http_client import AddressGuard, Reply
@@ -166,13 +166,13 @@ class ProtocolClient:
         return _read_answer(await self._wire.call(method, url, headers=headers, body=body))
 
 
-def _public_error(address: str, error: PeerFailed) -> HanseError:
+def _public_error(address: str, error: PeerFailed) -> ConnectorError:
     """Why we cannot call an address, for the party that gave it, without the result of resolving it."""
     if isinstance(error, INWARD):
         why = f"the address {address[:200]!r} cannot be called from here; give a publicly reachable address"
         return MessageInvalid(why, private=error.message)
     if isinstance(error, PeerUnreachable):
-        return Busy(error.message)
+        return Unavailable(error.message)
     return MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}")
 
 

@@ -24,7 +24,7 @@ from connector.dsp.negotiation import NegotiationService
 from connector.dsp.process import MessageResult, new_pid
 from connector.dsp.protocol_client import VERSION
 from connector.dsp.transfer import TransferService
-from connector.errors import BadInput, BodyTooLarge, Busy, Conflict, Forbidden, HanseError, NotFound, Unauthenticated
+from connector.errors import Absent, BodyTooLarge, ConnectorError, Forbidden, Invalid, Unavailable, Unproven, WrongState
 from connector.identity.principal import Principal
 from connector.outbox.sender import Sender
 from connector.store.tables import Outbox
@@ -57,11 +57,13 @@ class _Route(APIRoute):
             try:
                 answer: Response = await endpoint(request=request, **request.path_params)
                 return answer
-            except HanseError as error:
+            except ConnectorError as error:
                 return _error_reply(request, error)
             except Exception as error:  # noqa: BLE001  # a fault here is a 500 of the protocol, and in our log
                 _log.error("unforeseen", exc_info=error)
-                return _error_reply(request, HanseError("the connector failed; its operator has the reason in the log"))
+                return _error_reply(
+                    request, ConnectorError("the connector failed; its operator has the reason in the log")
+                )
 
         return guarded
 
@@ -82,9 +84,9 @@ def router(
         """The identified caller. Others get 404, so that they do not learn whether a process exists."""
         try:
             return await authenticate(request.headers.get("authorization"))
-        except Unauthenticated as error:
+        except Unproven as error:
             _log.info("unauthenticated", path=request.url.path, reason=error.message, why=error.private)
-            raise NotFound(_NOWHERE) from error
+            raise Absent(_NOWHERE) from error
 
     async def message(request: Request, *kinds: type[M]) -> M:
         read = messages.read(await _read_body(request, body_max_bytes), *kinds)
@@ -219,7 +221,7 @@ async def _read_body(request: Request, longest: int) -> bytes:
             if len(held) > longest:
                 raise BodyTooLarge(f"expected a body of at most {longest} bytes")
     except ClientDisconnect:
-        raise BadInput("the sender left before its message was complete; send it again") from None
+        raise Invalid("the sender left before its message was complete; send it again") from None
     return bytes(held)
 
 
@@ -234,11 +236,11 @@ def _json(
     return Response(body, status, headers, "application/json", background)
 
 
-def _error_reply(request: Request, error: HanseError) -> Response:
+def _error_reply(request: Request, error: ConnectorError) -> Response:
     """The protocol's error object. Refusals and illegal steps are 400: 404 would say that there is no process."""
-    status = 400 if isinstance(error, Conflict | Forbidden) else error.status
+    status = 400 if isinstance(error, WrongState | Forbidden) else error.status
     if status >= 500:
-        log = _log.warning if isinstance(error, Busy) else _log.error  # any party can cause a 503
+        log = _log.warning if isinstance(error, Unavailable) else _log.error  # any party can cause a 503
         log("failed", path=request.url.path, code=error.code, reason=error.message, why=error.private)
     elif error.private:  # for our own log only
         _log.info("refused", path=request.url.path, code=error.code, reason=error.message, why=error.private)

@@ -34,16 +34,16 @@ from connector.dsp.process_limits import ProcessAdmission, ProcessLimits
 from connector.dsp.protocol_client import segment
 from connector.dsp.states import CONSUMER, PROVIDER, Transition
 from connector.errors import (
+    Absent,
     AddressRefused,
-    BadInput,
-    Conflict,
-    HanseError,
+    ConnectorError,
+    Denied,
     IllegalStep,
+    Invalid,
     MessageInvalid,
-    NotFound,
     PeerNonsense,
     PeerUnreachable,
-    Refused,
+    WrongState,
     check_harmless,
 )
 from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
@@ -85,14 +85,14 @@ class DataPlane(Protocol):
         Runs in a reading transaction.
 
         Raises:
-            HanseError: the agreement is not in force any more.
+            ConnectorError: the agreement is not in force any more.
         """
 
     def receives(self, transfer_id: str) -> DataAddress:
         """As consumer: the address to which a provider pushes under this transfer.
 
         Raises:
-            BadInput: this connector receives no pushes.
+            Invalid: this connector receives no pushes.
         """
 
     async def stop(self, transfer_id: str, how: EndReason) -> None:
@@ -156,7 +156,7 @@ class TransferService:
         Raises:
             MessageInvalid: there is no such agreement with this caller, the format is not supported, or an address
                 cannot be called.
-            Refused: the agreement has ended, or does not permit this party, purpose or time any more.
+            Denied: the agreement has ended, or does not permit this party, purpose or time any more.
             Limited: the caller has too many transfers, or begins too many.
         """
         pushed = message.data_address if self._formats.get(message.format) == PUSH else None
@@ -193,10 +193,10 @@ class TransferService:
         """Receive any later message for the process `pid`. A refused message changes nothing.
 
         Raises:
-            NotFound: there is no such process with this caller.
+            Absent: there is no such process with this caller.
             IllegalStep: the state does not allow this message.
             MessageInvalid: it does not fit this process.
-            Refused: the consumer may not resume, or its agreement does not permit that any more.
+            Denied: the consumer may not resume, or its agreement does not permit that any more.
         """
         resumes = isinstance(message, TransferStartMessage)
         facts = await self._facts_of(caller.id) if resumes else Facts()
@@ -211,7 +211,7 @@ class TransferService:
         return await self._machine.write_or_record_refusal(work, caller=caller.id, message=message, pid=pid)
 
     async def read_status(self, pid: str, caller: Principal) -> messages.TransferProcess:
-        """The state of a process, for its counterparty. NotFound too while the counterparty's pid is not known."""
+        """The state of a process, for its counterparty. Absent too while the counterparty's pid is not known."""
         return self.view(await self._machine.read_numbered(pid, lambda tx: tx.transfers.peek_of(pid, caller.id)))
 
     def view(self, row: Transfer) -> messages.TransferProcess:
@@ -252,7 +252,7 @@ class TransferService:
         """Let the consumer resume, unless the owner suspended the transfer or the agreement does not permit it now."""
         stopped = row.suspended_by in {PROVIDER, *HELD}
         if stopped or row.pending == states.SUSPENSION:  # a consumer that resumes has received our suspension
-            raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
+            raise Denied("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
         _check_permitted(tx, agreement, _check_in_force(tx, agreement), with_declared(facts, purpose=row.purpose))
         follow = self._machine.apply(tx, row, message, judged)
@@ -285,7 +285,7 @@ class TransferService:
             raise MessageInvalid(f"expected a dataAddress with an endpoint for the format {message.format}, got none")
         try:
             Target.of(message.data_address.endpoint, dict(message.data_address.properties))
-        except BadInput as error:
+        except Invalid as error:
             raise MessageInvalid(f"dataAddress: {error}") from None
 
     # Automatic answers.
@@ -371,7 +371,7 @@ class TransferService:
     async def _stop_reads(self, pid: str, how: EndReason) -> None:
         try:
             await self._data_plane.stop(pid, how)
-        except HanseError as error:
+        except ConnectorError as error:
             self._log.error("stop_failed", transfer=pid, reason=error.message)
 
     # Commands.
@@ -394,8 +394,8 @@ class TransferService:
         address: if given, the provider's present protocol address, where it has moved.
 
         Raises:
-            Conflict: the agreement is not in force.
-            BadInput: the agreement is with another provider, or this connector receives no pushes.
+            WrongState: the agreement is not in force.
+            Invalid: the agreement is with another provider, or this connector receives no pushes.
             MessageInvalid: an address cannot be called.
         """
         if address:
@@ -409,9 +409,9 @@ class TransferService:
         def work(tx: Transaction) -> tuple[Transfer, Outbox]:
             agreement = tx.agreements.of(agreement_id, role=CONSUMER)
             if not agreement.finalized or agreement.ended_at is not None:
-                raise Conflict(f"this agreement is not in force: {agreement.end_reason or 'it is not final yet'}")
+                raise WrongState(f"this agreement is not in force: {agreement.end_reason or 'it is not final yet'}")
             if counterparty not in ("", agreement.provider):
-                raise BadInput(f"this agreement is with {agreement.provider}, not with {counterparty}")
+                raise Invalid(f"this agreement is with {agreement.provider}, not with {counterparty}")
             row = _new_row(tx, CONSUMER, agreement, format, purpose)
             row.address, row.correlation = address or agreement.address, correlation
             tx.transfers.add(row)
@@ -446,15 +446,15 @@ class TransferService:
         stopper: what resumes a transfer that a provider suspends: a person (PROVIDER) or the party's facts (FACTS).
 
         Raises:
-            NotFound: there is no such transfer.
-            IllegalStep, Conflict: the command is not possible now.
-            BadInput: there is no such command.
+            Absent: there is no such transfer.
+            IllegalStep, WrongState: the command is not possible now.
+            Invalid: there is no such command.
         """
 
         def work(tx: Transaction) -> tuple[Transfer, list[Outbox]]:
             row = tx.transfers.get(pid)
             if row is None:
-                raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
+                raise Absent(f"no transfer {pid!r}; list them with `hanse transfers`")
             tx.publish(self._command_event(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._machine.end(tx, row, code=code or "terminated", reason=reason, actor=by)
@@ -478,7 +478,7 @@ class TransferService:
         pids = pids_of(row)
         to = f"/transfers/{segment(row.peer_pid)}" if row.peer_pid else ""
         if name == "start" and row.role == CONSUMER:
-            raise Conflict("a transfer is started by its provider; a consumer can resume one that is suspended")
+            raise WrongState("a transfer is started by its provider; a consumer can resume one that is suspended")
         if name in ("start", "resume"):
             if row.role == PROVIDER and row.state == states.STARTED and row.suspended_by and not row.pending:
                 row.suspended_by = ""  # the consumer refused our suspension, so the transfer may continue
@@ -497,7 +497,7 @@ class TransferService:
         elif name == "complete":
             sent = self._machine.send(tx, row, TransferCompletionMessage(**pids), f"{to}/completion")
         else:
-            raise BadInput(f"expected start, suspend, resume, complete or terminate, got {name!r}")
+            raise Invalid(f"expected start, suspend, resume, complete or terminate, got {name!r}")
         if row.role == PROVIDER:  # from now on tickets are void, and none is issued (`usage.grants.is_started`)
             row.generation += 1
             row.suspended_by = PROVIDER if PROVIDER in (stopper, row.suspended_by) else stopper
@@ -507,7 +507,7 @@ class TransferService:
         """The address at which the consumer of a started transfer reads. A ticket near its end is renewed first.
 
         Raises:
-            NotFound: there is no such transfer, or it is not started.
+            Absent: there is no such transfer, or it is not started.
             AddressRefused: the owner gives an address that may not be called from here.
             PeerUnreachable: the owner's host name does not resolve.
         """
@@ -515,7 +515,7 @@ class TransferService:
         address = messages.address_of(row.data_address) if row is not None and row.role == CONSUMER else None
         if row is None or row.state != states.STARTED or address is None:
             state = "unknown" if row is None else row.state.lower() or "on its way"
-            raise NotFound(f"expected a started transfer with an address, got {pid!r}, which is {state}")
+            raise Absent(f"expected a started transfer with an address, got {pid!r}, which is {state}")
         expires = _expiry_of(address)
         if expires and expires - time.time() < _RENEW_BEFORE:
             address = await self._renew(row, address)
@@ -649,7 +649,7 @@ class _PushCourier:
 
 
 def _new_row(tx: Transaction, role: str, agreement: Agreement, format: str, purpose: str) -> Transfer:
-    """A new transfer. BadInput for a purpose that no read could declare, as its tickets and its push state it."""
+    """A new transfer. Invalid for a purpose that no read could declare, as its tickets and its push state it."""
     check_harmless(purpose=purpose)
     return Transfer(
         id=new_pid(),
@@ -745,7 +745,7 @@ def _check_in_force(tx: Transaction, agreement: Agreement) -> GrantState:
     grant = tx.agreements.lock_grant(agreement.id) if agreement.ended_at is None else None
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
-        raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
+        raise Denied(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
     return grant
 
 
@@ -773,7 +773,7 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: GrantState, f
         undeclared = agreement_terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)
         uncounted = agreement_terms.judge(policy, known.without(USES), phase=Phase.TRANSFER, now=tx.now)
         code = "count_spent" if uncounted.waits_for({USES, *later}) else "not_permitted"
-        raise Refused(
+        raise Denied(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
             code="purpose_not_agreed" if undeclared.waits_for({PURPOSE, *later}) else code,
             rule=verdict.rule,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.federation.owner_client import OwnerAnswer
 from connector.federation.planner.model import FederatedPlan
 
@@ -82,7 +82,7 @@ class AnswerBatches:
     async def _read(self, unread: Sequence[OwnerAnswer]) -> dict[str, OwnerAnswer]:
         try:
             found = await self._together(unread)
-        except HanseError:  # one of them failed, and the error does not say which
+        except ConnectorError:  # one of them failed, and the error does not say which
             found = await self._apart(unread)
         return {one.fragment.id: one for one in found}
 

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import TRAILER_KEY
-from connector.errors import Busy, HanseError, Limited, NotFound, PeerFailed, QueryInvalid, Refused, internal_error
+from connector.errors import (
+    Absent,
+    ConnectorError,
+    Denied,
+    Limited,
+    PeerFailed,
+    QueryInvalid,
+    Unavailable,
+    internal_error,
+)
 from connector.events import QueryCoordinated, together
 from connector.federation.deadline import Deadline
 from connector.federation.execution import END_OF_STREAM, FederatedAnswer, Means, Work, fill_trailer
@@ -140,7 +149,7 @@ class Coordinator:
         self._explaining += 1
         try:
             return await self._plan_in_time(question, self._make_progress(question, by), deadline)
-        except HanseError as error:
+        except ConnectorError as error:
             await self._record(self._make_progress(question, by), None, (), "refused", error)
             raise
         finally:
@@ -162,7 +171,7 @@ class Coordinator:
         except BaseException as error:
             await asyncio.shield(work.end(_name_outcome(error, work.asked), error))
             if isinstance(error, asyncio.CancelledError) and progress.code == "cancelled":
-                raise Refused("the question was cancelled", code="cancelled") from None
+                raise Denied("the question was cancelled", code="cancelled") from None
             raise
 
     async def _plan_in_time(self, question: Question, progress: QueryProgress, deadline: Deadline) -> FederatedPlan:
@@ -195,7 +204,7 @@ class Coordinator:
         """
         try:
             await self._turns.take(by, seconds=min(self._queue_seconds, deadline.seconds_left(later=_STAGES)))
-        except Busy as full:
+        except Unavailable as full:
             pause = pause_after(self._queue_seconds)
             refused = _NoTurn(
                 f"expected one of {self._queries_max} places for questions to become free, got none: "
@@ -355,17 +364,17 @@ def _find_missing_owners(names: Collection[Name], known: KnownTables) -> Iterato
             yield UnreachableOwner(one.owner, one.dataset, one.participant, one.agreement, explain_silence(one))
 
 
-def _error_to_record(error: BaseException | None) -> HanseError | None:
+def _error_to_record(error: BaseException | None) -> ConnectorError | None:
     """Return the error to record; None without an error or if the caller cancelled the question."""
     if error is None or isinstance(error, asyncio.CancelledError):
         return None
-    return error if isinstance(error, HanseError) else internal_error()
+    return error if isinstance(error, ConnectorError) else internal_error()
 
 
 def _name_outcome(error: BaseException, asked: bool) -> str:
-    if not isinstance(error, HanseError | asyncio.CancelledError):
+    if not isinstance(error, ConnectorError | asyncio.CancelledError):
         return "failed"
-    said = isinstance(error, Refused | QueryInvalid | NotFound) or not (asked or isinstance(error, PeerFailed))
+    said = isinstance(error, Denied | QueryInvalid | Absent) or not (asked or isinstance(error, PeerFailed))
     if said and not isinstance(error, asyncio.CancelledError | Limited):
         return "refused"
     return "broken" if isinstance(error, asyncio.CancelledError) else "failed"

@@ -23,7 +23,7 @@ from connector.datasets.sources.source_files import own_ref
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import ARROW, BATCH_BYTES, HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.engine.pool.worker_process import Result
-from connector.errors import HanseError, Limited, Refused, VersionChanged
+from connector.errors import ConnectorError, Denied, Limited, VersionChanged
 from connector.federation.answer_batching import AnswerBatches
 from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape, Shapes
@@ -269,7 +269,7 @@ class Work:
     async def _unless_missing(self, fragment: Fragment, answer: Awaitable[OwnerAnswer]) -> OwnerAnswer:
         try:
             return await answer
-        except HanseError as error:
+        except ConnectorError as error:
             missing = Missing.of(
                 error, fragment.owner, fragment.participant, ",".join(fragment.datasets), agreements=fragment.agreements
             )
@@ -286,7 +286,7 @@ class Work:
             refused = next((answer.refused for answer in there if answer.refused is not None), None)
             if refused is None:
                 raise next(answer.missing for answer in there if answer.missing is not None)
-            raise Refused(
+            raise Denied(
                 f"{', '.join(dict.fromkeys(one.owner for one in fragments))}: {refused.message}",
                 code=refused.code,
                 rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
@@ -300,7 +300,7 @@ class Work:
         await asyncio.shield(self._shapes)  # a failure here is not caused by an owner's answer
         try:
             return await self._merge(plan)
-        except HanseError as error:
+        except ConnectorError as error:
             if error.code in _NOT_OF_ANSWERS or all(answer.small is None for answer in self.answers):
                 raise
         self.answers = await self._read_apart(self.answers)
@@ -457,7 +457,7 @@ class Work:
         self.progress.task = None
         self._cancel_reading()
         if self.run is not None and self.result is not None:
-            with suppress(HanseError):
+            with suppress(ConnectorError):
                 await self.run.__aexit__(None, None, None)
         if self.folder is not None:
             await asyncio.to_thread(shutil.rmtree, self.folder, True)
@@ -502,7 +502,7 @@ class FederatedAnswer:
                 progress.rows += frame.rows
                 self._digest = frame.digest
                 yield frame.payload
-        except HanseError as error:
+        except ConnectorError as error:
             self._error, self._outcome = error, "failed"
             if self._format != ARROW:
                 raise
@@ -588,7 +588,7 @@ def _write_residual(
 
 
 def _first_error(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error to show: the first HanseError, otherwise the first of any kind."""
+    """Return the error to show: the first ConnectorError, otherwise the first of any kind."""
     found: list[BaseException] = []
     stack: list[BaseException] = [failed]
     while stack:
@@ -597,7 +597,7 @@ def _first_error(failed: BaseExceptionGroup[BaseException]) -> BaseException:
             stack = [*one.exceptions, *stack]
         else:
             found.append(one)
-    return next((one for one in found if isinstance(one, HanseError)), found[0])
+    return next((one for one in found if isinstance(one, ConnectorError)), found[0])
 
 
 __all__ = ["END_OF_STREAM", "FederatedAnswer", "Means", "Work", "fill_trailer"]

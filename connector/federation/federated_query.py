@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connector.engine.pool.protocol import ARROW
-from connector.errors import Busy, HanseError, Limited, PeerFailed, PeerRefused
+from connector.errors import ConnectorError, Limited, PeerFailed, PeerRefused, Unavailable
 from connector.federation.planner.model import DataLayout, Fragment, Mode
 
 _LATE = ("time_limit", "streams_max", "streams_of_consumer", "concurrency")
@@ -52,7 +52,9 @@ class Missing:
     reason: str
 
     @classmethod
-    def of(cls, error: HanseError, owner: str, participant: str, dataset: str, *, agreements: Sequence[str]) -> Missing:
+    def of(
+        cls, error: ConnectorError, owner: str, participant: str, dataset: str, *, agreements: Sequence[str]
+    ) -> Missing:
         return cls(
             owner=owner,
             participant=participant,
@@ -88,7 +90,7 @@ class QueryProgress:
     misleading: str = ""  # why a partial answer would be misleading
     task: asyncio.Task[Any] | None = None
 
-    def miss(self, missing: Missing, question: Question, error: HanseError) -> None:
+    def miss(self, missing: Missing, question: Question, error: ConnectorError) -> None:
         """Record a missing share if a partial answer is allowed and meaningful. Raises: the owner's error otherwise."""
         if not question.partial or not is_excusable(error):
             raise error
@@ -126,8 +128,8 @@ class QueryProgress:
         }
 
 
-def is_excusable(error: HanseError) -> bool:
+def is_excusable(error: ConnectorError) -> bool:
     """Whether the owner is unavailable (down, disconnected, busy or late) instead of refusing."""
     if isinstance(error, PeerRefused):
         return False
-    return isinstance(error, PeerFailed | Busy) or (isinstance(error, Limited) and error.code in _LATE)
+    return isinstance(error, PeerFailed | Unavailable) or (isinstance(error, Limited) and error.code in _LATE)

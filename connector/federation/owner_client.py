@@ -22,22 +22,22 @@ from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
 from connector.errors import (
-    BadInput,
-    Busy,
-    Conflict,
-    DigestMismatch,
+    Absent,
+    ConnectorError,
+    Denied,
     Forbidden,
-    HanseError,
+    Invalid,
     Limited,
-    NotFound,
     PeerFailed,
     PeerNonsense,
     PeerRefused,
     PeerUnreachable,
     QueryInvalid,
-    Refused,
-    Unauthenticated,
+    Unavailable,
+    Unproven,
     VersionChanged,
+    WrongDigest,
+    WrongState,
 )
 from connector.federation.deadline import Deadline
 from connector.federation.expected_types import Shape
@@ -53,10 +53,10 @@ _ERROR_MAX = 64 * 2**10
 _WRITE = 2**20  # bytes per write; a smaller answer is not written to a file
 _SMALL = 2**19  # most bytes of one unread answer
 _UNREAD_MAX = 2**21  # most bytes of all unread answers of one question
-_AGAIN = (PeerUnreachable, PeerNonsense, Busy)
+_AGAIN = (PeerUnreachable, PeerNonsense, Unavailable)
 _DAMAGED = "arrow_invalid"  # also the code of an answer that was changed in transit
-_STATUS: Mapping[int, type[HanseError]] = {
-    400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
+_STATUS: Mapping[int, type[ConnectorError]] = {
+    400: QueryInvalid, 401: Unproven, 403: Denied, 404: Absent, 409: VersionChanged, 429: Limited, 503: Unavailable,
 }  # fmt: skip
 # The stage in which an owner failed, as part of an error message.
 _STAGES = {
@@ -140,11 +140,11 @@ class OwnerAnswer:
     size: int = 0  # bytes of its rows in memory
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
-    refused: HanseError | None = None
+    refused: ConnectorError | None = None
     digest: str = ""  # computed over the received bytes
     keys_sent: int = 0  # bytes of keys sent to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
-    missing: HanseError | None = None  # why there is no answer; the question continues without it
+    missing: ConnectorError | None = None  # why there is no answer; the question continues without it
     small: Small | None = None
     unread: bool = False
 
@@ -190,7 +190,7 @@ class OwnerClient:
     async def ask(self, request: OwnerRequest, folder: Path, budget: Budget) -> OwnerAnswer:
         """Return the owner's answer; a small one is unread. Retries once if that may help.
 
-        Raises: HanseError, which names the owner and the stage.
+        Raises: ConnectorError, which names the owner and the stage.
         """
         return await _Exchange(self, request, folder, budget).request_answer()
 
@@ -204,7 +204,7 @@ class OwnerClient:
     ) -> list[OwnerAnswer]:
         """Read unread answers in one job, and collect the values of `wanted` outputs over all of them.
 
-        Raises: HanseError if any answer is invalid; the error does not say which.
+        Raises: ConnectorError if any answer is invalid; the error does not say which.
         """
         small = [one.small for one in answers if one.small is not None]
         keys = _plan_key_files(answers[0].fragment, wanted, small[0].exchange.file)
@@ -248,7 +248,7 @@ class _Exchange:
         self.attempts += 1
         try:
             return await self._limit_time(self._ask_once(small=small))
-        except HanseError as error:
+        except ConnectorError as error:
             await self._pause_or_raise(error)
         return await self.request_answer(small=small)
 
@@ -257,11 +257,11 @@ class _Exchange:
         self.stage = "checking"
         try:
             return await self._limit_time(self._check_answer(len(body), body))
-        except HanseError as error:
+        except ConnectorError as error:
             await self._pause_or_raise(error)
         return await self.request_answer(small=False)
 
-    async def _pause_or_raise(self, error: HanseError) -> None:
+    async def _pause_or_raise(self, error: ConnectorError) -> None:
         """Pause before a retry. Raises: the error with the owner's name, if a retry would not help."""
         damaged = self.stage == "checking" and error.code == _DAMAGED
         if self.attempts == 2 or not (damaged or isinstance(error, _AGAIN)):
@@ -357,7 +357,7 @@ class _Exchange:
         if end is None:
             raise PeerNonsense("the stream ended without its end record, so the answer is incomplete")
         if end.get("digest") != found["digest"]:  # checked before the status: damaged bytes say nothing about the owner
-            raise DigestMismatch(
+            raise WrongDigest(
                 f"expected the digest {str(end.get('digest'))[:60]!r} of the end record, got "
                 f"{found['digest']!r}: the bytes were changed in transit"
             )
@@ -384,7 +384,7 @@ def _check_one_owner(fragment: Fragment, bearers: Sequence[Bearer]) -> None:
     """Refuse to send a ticket to a participant that did not issue it: a ticket grants reading to its bearer."""
     for agreement, bearer in zip(fragment.agreements, bearers, strict=True):
         if bearer.participant != fragment.participant:
-            raise Refused(
+            raise Denied(
                 f"expected agreements with {fragment.participant}, got {agreement} with "
                 f"{bearer.participant}; nothing was sent. Query the datasets of each participant separately",
                 code="other_participant",
@@ -433,7 +433,7 @@ def _append(path: Path, held: bytearray) -> None:
             raise error_of("disk_full", {}) from error
 
 
-async def refusal(answer: StreamedReply, endpoint: str) -> HanseError:
+async def refusal(answer: StreamedReply, endpoint: str) -> ConnectorError:
     """Convert the owner's problem object to an error of the same kind, with its code, rule and message."""
     body = await answer.read_up_to(_ERROR_MAX)
     try:
@@ -442,16 +442,16 @@ async def refusal(answer: StreamedReply, endpoint: str) -> HanseError:
         rule = str(told.get("rule", ""))[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
         if answer.status >= 500:
-            return Busy(f"{origin(endpoint)} failed with status {answer.status}", code="peer_failed")
+            return Unavailable(f"{origin(endpoint)} failed with status {answer.status}", code="peer_failed")
         return PeerNonsense(f"expected a problem object from {origin(endpoint)}, got status {answer.status}")
     if code == UNKNOWN:
         return PeerNonsense(sentence or f"expected a reason from {origin(endpoint)}, got status {answer.status}")
-    kind = _STATUS.get(answer.status, Busy if answer.status >= 500 else PeerRefused)
-    facts = {"rule": rule} if issubclass(kind, Refused) else {"rule": rule} if rule else {}
+    kind = _STATUS.get(answer.status, Unavailable if answer.status >= 500 else PeerRefused)
+    facts = {"rule": rule} if issubclass(kind, Denied) else {"rule": rule} if rule else {}
     return kind(sentence, code=code, **facts)
 
 
-def _end_to_error(end: Mapping[str, Any]) -> HanseError:
+def _end_to_error(end: Mapping[str, Any]) -> ConnectorError:
     """Convert an end record to the error that stopped the stream."""
     status = str(end.get("status"))
     reason = str(end.get("reason") or f"the stream ended early: {status}")
@@ -461,30 +461,30 @@ def _end_to_error(end: Mapping[str, Any]) -> HanseError:
     if status == "quota" or code in ("time_limit", "memory_limit", "rows_limit", "bytes_limit"):
         return Limited(reason, code=code)
     if status in ("revoked", "lease_expired", "refused"):
-        return Refused(reason, code=code, rule=str(end.get("rule", ""))[:500])
+        return Denied(reason, code=code, rule=str(end.get("rule", ""))[:500])
     return PeerFailed(reason, code=code)
 
 
-def name_owner(error: HanseError, fragment: Fragment, stage: str) -> HanseError:
+def name_owner(error: ConnectorError, fragment: Fragment, stage: str) -> ConnectorError:
     """Return the error with the owner, the fragment and the stage at the start of its message."""
     start = f'"{fragment.owner}" ({fragment.id}: {", ".join(fragment.datasets)}) {_STAGES[stage]}: '
     return _prefix_error(start, error, owner=fragment.owner, fragment=fragment.id, stage=stage)
 
 
-def explain_silence(silent: UnreachableOwner) -> HanseError:
+def explain_silence(silent: UnreachableOwner) -> ConnectorError:
     """Return the error of a question that needs a contract summary which its owner did not send."""
     owner, dataset = silent.owner or silent.participant, f" ({silent.dataset})" if silent.dataset else ""
     start = f'"{owner}"{dataset} {_STAGES["planning"]}: '
     return _prefix_error(start, silent.error, owner=owner, stage="planning")
 
 
-def _prefix_error(start: str, error: HanseError, **more: str) -> HanseError:
+def _prefix_error(start: str, error: ConnectorError, **more: str) -> ConnectorError:
     facts = {**error.facts, **more}
-    kind = PeerRefused if isinstance(error, Unauthenticated) else type(error)
-    if isinstance(error, Refused):
+    kind = PeerRefused if isinstance(error, Unproven) else type(error)
+    if isinstance(error, Denied):
         facts["rule"] = error.rule
-    if kind is BadInput or not issubclass(
-        kind, Forbidden | BadInput | Limited | PeerFailed | Busy | NotFound | Conflict
+    if kind is Invalid or not issubclass(
+        kind, Forbidden | Invalid | Limited | PeerFailed | Unavailable | Absent | WrongState
     ):
         kind = PeerFailed
     return kind(start + error.message, code=error.code, private=error.private, **facts)

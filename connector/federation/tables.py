@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connector.errors import (
-    Busy,
-    HanseError,
+    Absent,
+    ConnectorError,
+    Denied,
     Limited,
-    NotFound,
     PeerNonsense,
     PeerRefused,
     QueryInvalid,
-    Refused,
+    Unavailable,
     internal_error,
 )
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
@@ -69,7 +69,7 @@ Names = Callable[[], Awaitable[Mapping[str, str]]]  # participant identifiers (D
 
 
 @dataclass(frozen=True, slots=True)
-class TransferAccess:
+class OwnerAccess:
     """Endpoint and ticket of a transfer; `expires` is in UTC seconds since the epoch."""
 
     endpoint: str
@@ -85,7 +85,7 @@ class Holdings:
         self._net = net
         self._identity = identity
         self._names = names
-        self._renewed: dict[str, TransferAccess] = {}
+        self._renewed: dict[str, OwnerAccess] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._looked: dict[str, tuple[float, ReadableAgreement]] = {}
@@ -95,7 +95,7 @@ class Holdings:
         store.bus.subscribe(self._on_event)
 
     async def ticket(self, agreement_id: str, purpose: str = "") -> Bearer:
-        """Return endpoint and ticket of a started transfer for a purpose. Raises: NotFound, Refused."""
+        """Return endpoint and ticket of a started transfer for a purpose. Raises: Absent, Denied."""
         transfer = _choose_transfer(await self._transfers(agreement_id), expand(purpose))
         access = await self.access(transfer)
         return Bearer(access.endpoint, access.ticket, transfer.counterparty)
@@ -133,7 +133,7 @@ class Holdings:
             self._changes += 1
             self._looked.clear()
 
-    async def access(self, transfer: StartedTransfer) -> TransferAccess:
+    async def access(self, transfer: StartedTransfer) -> OwnerAccess:
         """Return the access of a started transfer; its ticket is renewed if it expires soon."""
         held = address_of(transfer.data_address)
         newer = self._renewed.get(transfer.id)
@@ -178,7 +178,7 @@ class Holdings:
             async with gate:
                 try:
                     return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
-                except HanseError as error:
+                except ConnectorError as error:
                     return None if _is_gone(error) else self._unreachable_owner(agreement, error)
                 except Exception as error:  # noqa: BLE001  what one owner says must not end questions to others
                     _log.exception("unforeseen", agreement=agreement.id, owner=agreement.provider, exc_info=error)
@@ -197,7 +197,7 @@ class Holdings:
                 found.setdefault((owner, one.dataset), one if owner == one.owner else replace(one, owner=owner))
         return KnownTables(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    def _unreachable_owner(self, agreement: ConsumerAgreement, error: HanseError) -> UnreachableOwner:
+    def _unreachable_owner(self, agreement: ConsumerAgreement, error: ConnectorError) -> UnreachableOwner:
         """Describe an agreement whose owner does not answer, from the dataset id or from an earlier summary."""
         owner, dataset = _parse_dataset_id(agreement.dataset_id)
         if not owner:
@@ -218,7 +218,7 @@ class Holdings:
         self._shown[agreement_id] = (time.monotonic(), summary)
         return summary
 
-    async def _renew(self, transfer: StartedTransfer, held: TransferAccess) -> TransferAccess:
+    async def _renew(self, transfer: StartedTransfer, held: OwnerAccess) -> OwnerAccess:
         header = await self._identity.mint(transfer.counterparty)
         reply = await self._net.call(
             "POST",
@@ -234,7 +234,7 @@ class Holdings:
         return access
 
 
-def address_of(wire: Mapping[str, Any]) -> TransferAccess:
+def address_of(wire: Mapping[str, Any]) -> OwnerAccess:
     """Parse a DSP data address. Raises: PeerNonsense if it has no usable endpoint and ticket."""
     try:
         properties = {entry["name"]: entry["value"] for entry in wire["endpointProperties"]}
@@ -246,7 +246,7 @@ def address_of(wire: Mapping[str, Any]) -> TransferAccess:
             raise ValueError("expected a ticket that fits a header and a number as its expiry")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PeerNonsense("expected a data address with endpoint and authorization, got another form") from error
-    return TransferAccess(endpoint, ticket, expires)
+    return OwnerAccess(endpoint, ticket, expires)
 
 
 def table_of(summary: Mapping[str, Any], agreement: ConsumerAgreement, purpose: str) -> TableInfo:
@@ -319,20 +319,20 @@ def _choose_transfer(transfers: Sequence[StartedTransfer], purpose: str) -> Star
 
 def _require_started(agreement_id: str, found: ReadableAgreement | None) -> Sequence[StartedTransfer]:
     if found is None:
-        raise NotFound(f"no agreement {agreement_id!r} with this participant as consumer")
+        raise Absent(f"no agreement {agreement_id!r} with this participant as consumer")
     if found.ended_at is not None:
-        raise Refused(f"the agreement has ended: {found.end_reason or 'by its owner'}", code="agreement_ended")
+        raise Denied(f"the agreement has ended: {found.end_reason or 'by its owner'}", code="agreement_ended")
     if not found.transfers:
-        raise NotFound(
+        raise Absent(
             f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
             code="no_transfer",
         )
     return found.transfers
 
 
-def _is_gone(error: HanseError) -> bool:
+def _is_gone(error: ConnectorError) -> bool:
     """Whether the agreement is over, so that only a new one would help."""
-    return isinstance(error, NotFound) or (isinstance(error, Refused) and error.code not in _NOT_KEPT)
+    return isinstance(error, Absent) or (isinstance(error, Denied) and error.code not in _NOT_KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +421,7 @@ def _read_json(reply: Reply, url: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise PeerNonsense(f"expected a JSON object from {url}, got status {reply.status}")
     if reply.status >= 500:
-        raise Busy(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
+        raise Unavailable(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
     if reply.status != 200:
         code, detail = read_code(str(body.get("code", "refused")), str(body.get("detail", f"status {reply.status}")))
         if reply.status == 401:  # authentication failed, e.g. by clock skew; that ends no agreement
@@ -430,5 +430,5 @@ def _read_json(reply: Reply, url: str) -> dict[str, Any]:
             raise Limited(detail, code=code)
         if code == UNKNOWN:
             raise PeerNonsense(detail)
-        raise Refused(detail, code=code, rule=str(body.get("rule", ""))[:500])
+        raise Denied(detail, code=code, rule=str(body.get("rule", ""))[:500])
     return body

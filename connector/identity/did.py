@@ -3,7 +3,7 @@
 Rules of resolution (Decentralized Claims 1.0, section 2, with our additions): no redirects, a short time limit, a size
 limit, the document's id must be the requested DID, and an unknown key causes a single fresh fetch, rate-limited.
 
-Unauthenticated callers can make us fetch documents, as a token is checked with the key in its issuer's document. So
+Unproven callers can make us fetch documents, as a token is checked with the key in its issuer's document. So
 unknown parties have fetches and time limits of their own, and cannot use up those of known participants.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from connector.errors import AddressRefused, Busy, NameUnknown, PeerFailed, PeerUnreachable, Unauthenticated
+from connector.errors import AddressRefused, NameUnknown, PeerFailed, PeerUnreachable, Unavailable, Unproven
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
@@ -50,22 +50,22 @@ def did_of(url: str) -> str:
 
 
 def address_of(did: str, *, insecure_http: bool = False) -> str:
-    """The URL of a did:web's document. Raises: Unauthenticated for another method or unsafe segments."""
+    """The URL of a did:web's document. Raises: Unproven for another method or unsafe segments."""
     method, _, rest = did.removeprefix("did:").partition(":")
     if not did.startswith("did:web:") or not rest:
-        raise Unauthenticated(f"expected a did:web, got {did[:200]!r} (method {method[:20]!r} is not supported)")
+        raise Unproven(f"expected a did:web, got {did[:200]!r} (method {method[:20]!r} is not supported)")
     host, *segments = (unquote(part) for part in rest.split(":"))
     for part in (host, *segments):
         if not part or any(mark in part for mark in "/?#@\\") or part in (".", ".."):
-            raise Unauthenticated(f"the DID {did[:200]!r} has a segment that no address may have")
+            raise Unproven(f"the DID {did[:200]!r} has a segment that no address may have")
     if not (did.isascii() and host.isascii() and host.isprintable()):
-        raise Unauthenticated(f"expected a did:web in ASCII (a host's xn-- form), got {did[:200]!a}")
+        raise Unproven(f"expected a did:web in ASCII (a host's xn-- form), got {did[:200]!a}")
     path = "/".join(quote(segment) for segment in segments) if segments else ".well-known"
     url = f"{'http' if insecure_http else 'https'}://{host}/{path}/did.json"
     try:
         read_url(url)
     except ValueError as error:
-        raise Unauthenticated(f"the DID {did[:200]!a} has no address that can be called: {error}") from None
+        raise Unproven(f"the DID {did[:200]!a} has no address that can be called: {error}") from None
     return url
 
 
@@ -182,24 +182,24 @@ class DidResolver:
     async def key(self, did: str, key_id: str, *, purpose: str) -> dict[str, Any]:
         """The public JWK `key_id` of `did`, which its document lists under `purpose`.
 
-        Raises: Unauthenticated if it does not; Busy if the document cannot be fetched now.
+        Raises: Unproven if it does not; Unavailable if the document cannot be fetched now.
         """
         every = did in self._every_key
         if (jwk := (await self._document_of(did)).key(did, key_id, purpose, every=every)) is None:
             jwk = (await self._document_of(did, fresh=True)).key(did, key_id, purpose, every=every)
         if jwk is None:
-            raise Unauthenticated(f"{did} lists no key {key_id[-60:]!r} for {purpose}; sign with a key of the document")
+            raise Unproven(f"{did} lists no key {key_id[-60:]!r} for {purpose}; sign with a key of the document")
         return jwk
 
     async def service(self, did: str, kind: str) -> str:
         """The endpoint of the service of type `kind` in the document of `did`.
 
-        Raises: Unauthenticated if there is none; Busy if the document cannot be fetched now.
+        Raises: Unproven if there is none; Unavailable if the document cannot be fetched now.
         """
         if (endpoint := (await self._document_of(did)).service(kind)) is None:
             endpoint = (await self._document_of(did, fresh=True)).service(kind)
         if endpoint is None:
-            raise Unauthenticated(f"the DID document of {did} has no service of type {kind}; publish its address there")
+            raise Unproven(f"the DID document of {did} has no service of type {kind}; publish its address there")
         return endpoint
 
     def _cache_of(self, did: str) -> _KeyCache:
@@ -228,21 +228,21 @@ class DidResolver:
         url = address_of(did, insecure_http=self._net.guard.insecure_http)
         cache, host = self._cache_of(did), url.split("/")[2].lower()
         if cache.places.waiting(host) >= _WAITING_PER_HOST:
-            raise Busy(f"too many DID documents of {host} are requested now; try again in a moment")
+            raise Unavailable(f"too many DID documents of {host} are requested now; try again in a moment")
         try:
             async with asyncio.timeout(cache.seconds), cache.places.hold(host):
                 with resolver.use_group(cache.name, host):
                     kept = _CachedDocument(time.monotonic(), _read_document(await self._fetch(did, url), did))
         except TimeoutError as error:
-            raise Busy(f"timed out waiting for the DID document of {did}; try again in a moment") from error
+            raise Unavailable(f"timed out waiting for the DID document of {did}; try again in a moment") from error
         self._cache_of(did).keep(did, kept)
         return kept
 
     async def _fetch(self, did: str, url: str) -> dict[str, Any]:
         """Fetch a document from an address that an unauthenticated caller chose.
 
-        So details about names, addresses and ports go to our own log only. Raises: Unauthenticated if the address may
-        not be called or the document is invalid, Busy if a later attempt may succeed.
+        So details about names, addresses and ports go to our own log only. Raises: Unproven if the address may
+        not be called or the document is invalid, Unavailable if a later attempt may succeed.
         """
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
@@ -250,37 +250,37 @@ class DidResolver:
         except (AddressRefused, NameUnknown) as error:  # the same message for both, so that it does not reveal which
             if isinstance(error, NameUnknown) and self._cache_of(did) is not self._strangers:
                 raise _unreachable_error(did, error.message) from error
-            raise Unauthenticated(
+            raise Unproven(
                 f"the DID document of {did} cannot be fetched from here; use a reachable DID{port_hint(did)}",
                 private=error.message,
             ) from error
-        except (PeerUnreachable, Busy) as error:
+        except (PeerUnreachable, Unavailable) as error:
             raise _unreachable_error(did, error.message) from error
         except (PeerFailed, ValueError, RecursionError) as error:
-            raise Unauthenticated(
+            raise Unproven(
                 f"the DID document of {did} cannot be read; check that it is JSON", private=str(error)
             ) from error
         if reply.status >= 500 or reply.status in _LATER:
-            raise Busy(
+            raise Unavailable(
                 f"the DID document of {did} cannot be fetched now; try again in a moment",
                 private=f"{url} answered {reply.status}",
             )
         if not isinstance(document, dict) or document.get("id") != did:
-            raise Unauthenticated(
+            raise Unproven(
                 f"expected the DID document of {did} at {url}, got none or one with another id{port_hint(did)}",
                 private=f"it answered {reply.status}",
             )
         return document
 
 
-def _unreachable_error(did: str, private: str) -> Busy:
-    return Busy(
+def _unreachable_error(did: str, private: str) -> Unavailable:
+    return Unavailable(
         f"the DID document of {did} cannot be fetched now; try again in a moment{port_hint(did)}", private=private
     )
 
 
 def _read_document(document: dict[str, Any], did: str) -> bytes:
-    """What we look up in a document, as JSON. Raises: Unauthenticated if it is too large or nested."""
+    """What we look up in a document, as JSON. Raises: Unproven if it is too large or nested."""
     try:
         content = json.dumps(
             {
@@ -290,11 +290,9 @@ def _read_document(document: dict[str, Any], did: str) -> bytes:
             }
         ).encode()
     except RecursionError:
-        raise Unauthenticated(
-            f"the keys in the DID document of {did} are nested too deep; publish plain JWKs"
-        ) from None
+        raise Unproven(f"the keys in the DID document of {did} are nested too deep; publish plain JWKs") from None
     if len(content) > _KEPT_MAX:
-        raise Unauthenticated(f"expected at most {_KEPT_MAX} bytes of keys in the DID document of {did}; list fewer")
+        raise Unproven(f"expected at most {_KEPT_MAX} bytes of keys in the DID document of {did}; list fewer")
     return content
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from joserfc.jwk import ECKey
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity import self_issued_token
 from connector.identity.credentials.access_token import mint_access_token
 from connector.identity.credentials.verifier import Verifier
@@ -76,18 +76,18 @@ class Identity:
         self._anonymous = anonymous
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """The participant that sent an Authorization header. Raises: Unauthenticated, Busy."""
+        """The participant that sent an Authorization header. Raises: Unproven, Busy."""
         if not authorization:
             if self._anonymous:
                 return Principal(self._anonymous)
-            raise Unauthenticated("expected an Authorization header with a self-issued token, got none")
+            raise Unproven("expected an Authorization header with a self-issued token, got none")
         scheme, _, token = authorization.partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else authorization.strip()
         for known, participant in self._static.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 return Principal(participant)
         if scheme.lower() != "bearer":
-            raise Unauthenticated("expected `Authorization: Bearer <token>`, got another scheme")
+            raise Unproven("expected `Authorization: Bearer <token>`, got another scheme")
         verified = await self._verify_token(token)
         issuer, access_token = verified.claims["iss"], verified.claims.get("token")
         shown = () if self._verifier is None else await self._verifier.verify(issuer, access_token)
@@ -96,33 +96,33 @@ class Identity:
     async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
         """The participant that queries our credentials, and the access token that it presents.
 
-        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unauthenticated, Busy.
+        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unproven, Busy.
         """
         claims = await self._verify_bearer(authorization)
         access_token = claims.get("token")
         if not isinstance(access_token, str):
-            raise Unauthenticated("expected a self-issued token with an access token in the claim `token`")
+            raise Unproven("expected a self-issued token with an access token in the claim `token`")
         return claims["iss"], access_token
 
     async def authenticate_holder(self, authorization: str | None) -> tuple[str, str]:
         """The participant that requests credentials of us, and its access token for our delivery; empty without one.
 
-        Raises: Unauthenticated, Busy.
+        Raises: Unproven, Busy.
         """
         claims = await self._verify_bearer(authorization)
         access_token = claims.get("token", "")
         if not isinstance(access_token, str) or not (access_token.isascii() and access_token.isprintable()):
-            raise Unauthenticated("expected a self-issued token whose claim `token` is printable ASCII, if it has one")
+            raise Unproven("expected a self-issued token whose claim `token` is printable ASCII, if it has one")
         return claims["iss"], access_token
 
     async def authenticate_issuer(self, authorization: str | None) -> str:
-        """The participant that delivers or offers us credentials, by its token alone. Raises: Unauthenticated, Busy."""
+        """The participant that delivers or offers us credentials, by its token alone. Raises: Unproven, Busy."""
         return str((await self._verify_bearer(authorization))["iss"])
 
     async def _verify_bearer(self, authorization: str | None) -> dict[str, Any]:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme != "Bearer":
-            raise Unauthenticated("expected `Authorization: Bearer <token>` with a self-issued token")
+            raise Unproven("expected `Authorization: Bearer <token>` with a self-issued token")
         return (await self._verify_token(token)).claims
 
     async def _verify_token(self, token: str) -> self_issued_token.VerifiedToken:
@@ -135,7 +135,7 @@ class Identity:
         )
 
     def read_claimed_issuer(self, authorization: str) -> str:
-        """The issuer that the header's token claims, without any check of its signature. Raises: Unauthenticated."""
+        """The issuer that the header's token claims, without any check of its signature. Raises: Unproven."""
         return self_issued_token.claimed_issuer(authorization.partition(" ")[2].strip(), audience=self.did)
 
     async def mint(self, audience: str, *, scopes: Sequence[str] | None = None) -> str:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from connector.errors import BadInput, Conflict
+from connector.errors import Invalid, WrongState
 from connector.infra import atomic_files
 
 _SECRET_MAX = 4 * 2**10  # characters
@@ -31,7 +31,7 @@ _RESTORE = (
 def load_participant_key(directory: Path, *, new: bool = True) -> ECKey:
     """The P-256 key that signs our tokens with ES256, which every peer supports.
 
-    `new`, here and below: create a missing file. Raises: Conflict if the file is missing and `new` is false; BadInput
+    `new`, here and below: create a missing file. Raises: WrongState if the file is missing and `new` is false; Invalid
     if it holds something else.
     """
     path = directory / "participant.pem"
@@ -40,7 +40,7 @@ def load_participant_key(directory: Path, *, new: bool = True) -> ECKey:
         key = ECKey.import_key(text)
         if key.is_private and key.curve_name == "P-256":
             return key
-    raise BadInput(
+    raise Invalid(
         f"expected a private key of the curve P-256 in PEM, not encrypted, in {path}, got something else; {_help(new)}"
     )
 
@@ -48,23 +48,21 @@ def load_participant_key(directory: Path, *, new: bool = True) -> ECKey:
 def load_former_participant_keys(directory: Path) -> list[ECKey]:
     """The participant's former public keys (`participant-*.pem`), which our DID document still lists.
 
-    Raises: BadInput for a file that holds something else.
+    Raises: Invalid for a file that holds something else.
     """
     found = []
     for path in sorted(directory.glob("participant-*.pem")):
         try:
             found.append(ECKey.import_key(path.read_bytes()))
         except (ValueError, TypeError, JoseError, OSError):
-            raise BadInput(
-                f"expected a public key in PEM in {path}, got something else; restore or remove it"
-            ) from None
+            raise Invalid(f"expected a public key in PEM in {path}, got something else; restore or remove it") from None
     return found
 
 
 def change_participant_key(directory: Path) -> ECKey:
     """Make a new participant key. The old one's public part stays as `participant-<thumbprint>.pem`.
 
-    The old public key is written first: if this stops half-way, the old key still signs. Raises: Conflict, BadInput.
+    The old public key is written first: if this stops half-way, the old key still signs. Raises: WrongState, Invalid.
     """
     before = load_participant_key(directory, new=False)
     former = directory / f"participant-{before.thumbprint()[:16]}.pem"
@@ -83,7 +81,7 @@ def public_jwk(key: ECKey) -> dict[str, Any]:
 
 
 def load_log_key(directory: Path, *, new: bool = True) -> ed25519.Ed25519PrivateKey:
-    """The Ed25519 key that signs the audit log's checkpoints (C2SP signed-note). Raises: Conflict, BadInput."""
+    """The Ed25519 key that signs the audit log's checkpoints (C2SP signed-note). Raises: WrongState, Invalid."""
     return ed25519.Ed25519PrivateKey.from_private_bytes(_read_key_bytes(directory / "log.key", _new_log_key, new=new))
 
 
@@ -113,11 +111,11 @@ def change_log_key(directory: Path, *, before: str) -> None:
 
 
 def load_secret(directory: Path, name: str, *, new: bool = True) -> bytes:
-    """At least 32 random bytes, the same at every start, for keyed hashes and cursors. Raises: Conflict, BadInput."""
+    """At least 32 random bytes, the same at every start, for keyed hashes and cursors. Raises: WrongState, Invalid."""
     path = directory / f"{name}.secret"
     data = _read_or_create(path, lambda: os.urandom(_BYTES), new=new)
     if len(data) < _BYTES:
-        raise BadInput(f"expected {_BYTES} bytes or more in {path}, got {len(data)}; {_help(new)}")
+        raise Invalid(f"expected {_BYTES} bytes or more in {path}, got {len(data)}; {_help(new)}")
     return data
 
 
@@ -142,7 +140,7 @@ def _new_log_key() -> bytes:
 def _read_key_bytes(path: Path, make: Callable[[], bytes], *, new: bool) -> bytes:
     data = _read_or_create(path, make, new=new)
     if len(data) != _BYTES:
-        raise BadInput(f"expected {_BYTES} bytes in {path}, got {len(data)}; {_help(new)}")
+        raise Invalid(f"expected {_BYTES} bytes in {path}, got {len(data)}; {_help(new)}")
     return data
 
 
@@ -167,20 +165,20 @@ def _read_or_create(path: Path, make: Callable[[], bytes], *, new: bool) -> byte
     try:
         there = path.exists()
     except OSError as error:
-        raise BadInput(
+        raise Invalid(
             f"{path} cannot be accessed ({error.strerror}); let the connector's user search its folder"
         ) from None
     if not there:
         if not new:
-            raise Conflict(f"expected {path}, as there are records that were made with it, got no file; {_help(new)}")
+            raise WrongState(f"expected {path}, as there are records that were made with it, got no file; {_help(new)}")
         try:
             _make(path, make())
         except OSError as error:
-            raise BadInput(
+            raise Invalid(
                 f"{path} cannot be written ({error.strerror}); make room on its disk, or let the connector's user "
                 "write to its folder"
             ) from None
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); {_help(new)}") from None
+        raise Invalid(f"{path} cannot be read ({error.strerror}); {_help(new)}") from None

@@ -18,7 +18,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
-from connector.errors import HanseError, Unauthenticated
+from connector.errors import ConnectorError, Unproven
 from connector.identity.did import DidResolver, address_of
 from connector.identity.signed_jwt import ALGORITHMS, public_key
 from connector.infra.net.http_client import HttpClient
@@ -137,11 +137,11 @@ class MemberRegister:
             url = self._url or _register_url(address_of(self._anchor, insecure_http=self._net.guard.insecure_http))
             reply = await self._net.call("GET", url, max_bytes=_REGISTER_MAX)
             if reply.status != 200:
-                raise Unauthenticated(f"expected the member register at {url}, got status {reply.status}")
+                raise Unproven(f"expected the member register at {url}, got status {reply.status}")
             self._register = await self._verify(reply.body.decode("ascii", "replace"))
             self._fetched = time.monotonic()
             self._resolver.expect([self._anchor, *self._register.members])
-        except HanseError as error:
+        except ConnectorError as error:
             self._retry_at = 2 * time.monotonic() - began
             self._log.warning("register_unavailable", reason=error.message + port_hint(self._anchor), why=error.private)
 
@@ -151,14 +151,12 @@ class MemberRegister:
             jwk = await self._resolver.key(self._anchor, str(header.get("kid", "")), purpose="assertionMethod")
             body = json.loads(jws.deserialize_compact(text, public_key(jwk), registry=_LARGE).payload)
             if body["iss"] != self._anchor or body["exp"] <= time.time():
-                raise Unauthenticated(
-                    "expected a current member register of our operator, got an expired or foreign one"
-                )
+                raise Unproven("expected a current member register of our operator, got an expired or foreign one")
             members = {entry["id"]: entry for entry in body["members"]}
             names = {entry["name"]: entry["id"] for entry in body["members"] if "name" in entry}
             return RegisterSnapshot(members, float(body["exp"]), names)
         except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise Unauthenticated(
+            raise Unproven(
                 f"expected a member register signed by its operator, got something else ({type(error).__name__})"
             ) from error
 

@@ -21,7 +21,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from connector.errors import Busy, Unauthenticated
+from connector.errors import Unavailable, Unproven
 from connector.identity.did import DID_MAX, DidResolver, host_of
 from connector.identity.signed_jwt import ALGORITHMS, LEEWAY, ReadJwt, public_key, read_jwt, seconds_of
 
@@ -63,7 +63,7 @@ class SharedReplays(Protocol):
     """Ids of tokens that were used at any process of this connector."""
 
     async def note_first_use(self, issuer: str, jti: str, until: float) -> bool:
-        """Note a token id until `until` (UTC seconds); False if it was noted before. Raises: Busy."""
+        """Note a token id until `until` (UTC seconds); False if it was noted before. Raises: Unavailable."""
         ...
 
 
@@ -89,16 +89,17 @@ class Replays:
     def note_first_use(
         self, issuer: str, jti: str, *, issued: float, expires: float, now: float, expected: bool = False
     ) -> bool:
-        """Note a token id; False if it was used before. Raises: Busy if it cannot be noted now, or is too old."""
+        """Note a token id; False if it was used before. Raises: Unavailable if it cannot be noted now, or is too
+        old."""
         self._forget(now)
         if issued < self._since:
-            raise Busy(f"the token of {issuer} was signed before this connector started; sign a new one")
+            raise Unavailable(f"the token of {issuer} was signed before this connector started; sign a new one")
         if jti in self._seen.get(issuer, ()):
             return False
         key = _count_key(issuer, expected)
         most = _OF_ONE_MAX if self._totals[expected] < _SEEN_MAX - _LAST_FOR_FEW else _FEW
         if self._counts[expected][key] >= most or self._totals[expected] >= _SEEN_MAX:
-            raise Busy("too many tokens are in use; try again in a minute")
+            raise Unavailable("too many tokens are in use; try again in a minute")
         self._counts[expected][key] += 1
         self._totals[expected] += 1
         self._seen[issuer].add(jti)
@@ -135,7 +136,7 @@ async def verify(
 ) -> VerifiedToken:
     """A valid token. `replays` bounds what this process notes, and so what `shared` stores.
 
-    Raises: Unauthenticated, with a message that never holds the token; Busy.
+    Raises: Unproven, with a message that never holds the token; Unavailable.
     """
     at = time.time() if now is None else now
     read = _read_token(token)  # 1
@@ -147,7 +148,7 @@ async def verify(
         key = public_key(jwk)
         jwt.decode(token, key, algorithms=list(ALGORITHMS))
     except (JoseError, ValueError, KeyError) as error:  # an unknown curve is a KeyError
-        raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
+        raise Unproven(f"the token of {issuer} is not signed by the key that it names") from error
     resolver.mark_proven(issuer)
     issued, expires = float(claims["iat"]), float(claims["exp"])
     expected = resolver.is_expected(issuer)
@@ -155,19 +156,19 @@ async def verify(
         issuer, claims["jti"], issued=issued, expires=expires, now=at, expected=expected
     )
     if not first or (shared is not None and not await shared.note_first_use(issuer, claims["jti"], expires + LEEWAY)):
-        raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
+        raise Unproven(f"the token of {issuer} was used before; sign a new one for each request")
     return VerifiedToken(claims, key.thumbprint())
 
 
 def claimed_issuer(token: str, *, audience: str) -> str:
-    """The issuer that a token claims, without a check of its signature. Raises: Unauthenticated."""
+    """The issuer that a token claims, without a check of its signature. Raises: Unproven."""
     return _check_parties(_read_token(token), audience)
 
 
 def _read_token(token: str) -> ReadJwt:
     read = read_jwt(token, what=_WHAT, longest=_TOKEN_MAX)
     if read.typ == ACCESS_TYPE:
-        raise Unauthenticated("expected a self-issued token, got an access token; send it in the claim `token`")
+        raise Unproven("expected a self-issued token, got an access token; send it in the claim `token`")
     return read
 
 
@@ -182,31 +183,31 @@ def _check_parties(read: ReadJwt, audience: str) -> str:
         or read.signer not in (issuer, "")
         or len(issuer) > DID_MAX
     ):
-        raise Unauthenticated(
+        raise Unproven(
             f"expected a self-issued token: iss, sub and the kid's DID are the same, of at most {DID_MAX} characters"
         )
     if isinstance(only, list):
-        raise Unauthenticated(f"expected a token for {audience} alone, got {len(only)} audiences; sign one for each")
+        raise Unproven(f"expected a token for {audience} alone, got {len(only)} audiences; sign one for each")
     if only != audience:
-        raise Unauthenticated(f"expected a token for {audience}, got one for another audience")
+        raise Unproven(f"expected a token for {audience}, got one for another audience")
     if not isinstance(claims.get("jti"), str) or not 0 < len(claims["jti"]) <= 255:
-        raise Unauthenticated("expected a token with a jti of at most 255 characters")
+        raise Unproven("expected a token with a jti of at most 255 characters")
     return issuer
 
 
 def _check_time(claims: dict[str, Any], now: float) -> None:
     issued, expires = _read_seconds(claims, "iat"), _read_seconds(claims, "exp")
     if not issued - LEEWAY <= now < expires + LEEWAY or expires - issued > _LIFE_MAX:
-        raise Unauthenticated(
+        raise Unproven(
             f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds; check the clocks "
             "of both sides"
         )
     if "nbf" in claims and now < _read_seconds(claims, "nbf") - LEEWAY:
-        raise Unauthenticated("the token is not valid yet; check the clocks of both sides")
+        raise Unproven("the token is not valid yet; check the clocks of both sides")
 
 
 def _read_seconds(claims: dict[str, Any], name: str) -> float:
     seconds = seconds_of(claims, name, what=_WHAT)
     if seconds is None:
-        raise Unauthenticated(f"expected {_WHAT} with {name}, a number of seconds")
+        raise Unproven(f"expected {_WHAT} with {name}, a number of seconds")
     return seconds

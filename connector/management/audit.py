@@ -21,7 +21,7 @@ from connector.audit.export import blocks, export
 from connector.audit.log import AuditLog, Filter
 from connector.audit.record import Record
 from connector.audit.signed_note import Signer
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 from connector.events import LogRead
 from connector.management.sign_on.auth import Caller, Tokens
 
@@ -52,7 +52,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     async def one_event(idx: int, caller: Caller = may_read) -> dict[str, Any]:
         """One record, its leaf, and the proof that it is in the log (C2SP tlog-proof)."""
         if not 0 <= idx <= _INDEX_MAX:
-            raise NotFound(f"the log has no record {idx}")
+            raise Absent(f"the log has no record {idx}")
         await log.note_reading(log_read_event(caller, "record", {"idx": idx}))
         proven = await log.prove(idx)
         return {
@@ -103,7 +103,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     async def tile(level: int, path: str, _: Caller = may_read) -> Response:
         """Up to 256 hashes of the tree (C2SP tlog-tiles)."""
         if not 0 <= level <= 63:
-            raise NotFound(f"expected a level from 0 to 63, came {level}")
+            raise Absent(f"expected a level from 0 to 63, came {level}")
         n, wide = _tile_path(path)
         return Response(await log.tile(level, n, wide), media_type="application/octet-stream", headers=_IMMUTABLE)
 
@@ -138,7 +138,7 @@ def _moment(name: str, text: str) -> float | None:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise BadInput(f"{name}: expected a time with its zone such as 2026-11-24T12:00:00Z, came {text!r}")
+        raise Invalid(f"{name}: expected a time with its zone such as 2026-11-24T12:00:00Z, came {text!r}")
     return moment.timestamp()
 
 
@@ -146,13 +146,13 @@ def _tile_path(path: str) -> tuple[int, int]:
     """Return the number of a tile and how many of its hashes are requested: `x001/x234/067`, `000.p/12`."""
     found = _PATH.fullmatch(path)
     if found is None or len(path) > 40:
-        raise NotFound(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
+        raise Absent(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
     number = found["n"].replace("x", "").replace("/", "")
     wide = int(found["wide"] or 256)
     if int(number) > _INDEX_MAX // 256:
-        raise NotFound("the log has no tile of such a number; read the checkpoint for its size")
+        raise Absent("the log has no tile of such a number; read the checkpoint for its size")
     if wide > 256 or (found["wide"] and wide > 255) or ("/" in found["n"] and number.startswith("000")):
-        raise NotFound(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
+        raise Absent(f"expected a tile such as x001/234 or 000.p/12, came {path[:60]!r}")
     return int(number), wide
 
 

@@ -12,7 +12,7 @@ from connector import raw_access
 from connector.datasets.registration import Description, Registration, RegistrationProgress
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, find_position_clash, remote_source
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.events import (
     DatasetDescribed,
     DatasetRegistered,
@@ -292,12 +292,12 @@ def registrations_router(registry: Registry, tokens: Tokens) -> APIRouter:
     async def get_registration(name: str, _: Caller = owner) -> RegistrationView:
         found = registry.under_way.find(name)
         if found is None:
-            raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
+            raise Absent(f"no registration of {name[:64]!r} runs or has ended of late")
         return registration_view(found)
 
     @routes.delete("/{name}", status_code=204, summary="Stop a registration; nothing of it is kept")
     async def stop_registration(name: str, _: Caller = owner) -> None:
         if not await registry.under_way.stop(name):
-            raise NotFound(f"no registration of {name[:64]!r} runs that could be stopped")
+            raise Absent(f"no registration of {name[:64]!r} runs that could be stopped")
 
     return routes

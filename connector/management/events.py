@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector import events
-from connector.errors import BadInput, Limited
+from connector.errors import Invalid, Limited
 from connector.events import Bus, Event
 from connector.management.audit import log_read_event
 from connector.management.notify.webhooks import EVERY, Webhooks
@@ -118,7 +118,7 @@ async def frames(feed: Feed, reader: asyncio.Queue[Event | None], kinds: frozens
 def _check_kinds(kinds: list[str]) -> None:
     known = events.kinds()
     if unknown := sorted(set(kinds) - set(known) - {EVERY}):
-        raise BadInput(f"expected kinds among {', '.join(sorted(known))} or *, came {', '.join(unknown)}")
+        raise Invalid(f"expected kinds among {', '.join(sorted(known))} or *, came {', '.join(unknown)}")
 
 
 def _view(row: Webhook) -> dict[str, Any]:

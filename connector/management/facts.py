@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.management.sign_on.auth import Caller, Tokens
 from connector.store.tables import Attestation, CredentialRequest
 from connector.usage.fact_collector import FactCollector
@@ -117,15 +117,15 @@ def view(row: Attestation) -> FactView:
 
 
 def until_of(text: str) -> float | None:
-    """The end in UTC seconds of a time or a day; BadInput for one without a zone."""
+    """The end in UTC seconds of a time or a day; Invalid for one without a zone."""
     if not text:
         return None
     try:
         found = instant(text, "")
     except ValueError as error:
-        raise BadInput(f"valid_until: {error}") from None
+        raise Invalid(f"valid_until: {error}") from None
     if found.loose:
-        raise BadInput(f"valid_until: expected a time with its zone (2027-12-31T00:00:00Z) or a day, came {text!r}")
+        raise Invalid(f"valid_until: expected a time with its zone (2027-12-31T00:00:00Z) or a day, came {text!r}")
     return found.end / 1e9
 
 

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from connector.dsp import auto_decisions, states
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import Participant, ParticipantDirectory
-from connector.errors import BadInput, NotFound, ScopeMissing
+from connector.errors import Absent, Invalid, ScopeMissing
 from connector.infra.http.strict_routes import StrictRoute
 from connector.management.agreements import AsRole
 from connector.management.notify import long_poll
@@ -161,13 +161,13 @@ def router(
         if new.counter_party_id and new.counter_party_address:
             return Participant(new.counter_party_id, new.counter_party_address)
         if not new.participant:
-            raise BadInput("expected participant, or counter_party_id and counter_party_address; came neither")
+            raise Invalid("expected participant, or counter_party_id and counter_party_address; came neither")
         return await partners.find(new.participant)
 
     async def find_row(pid: str) -> Negotiation:
         row = await store.read(lambda tx: tx.negotiations.peek(pid))
         if row is None:
-            raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
+            raise Absent(f"no negotiation {pid!r}; list them with `hanse negotiations`")
         return row
 
     @routes.get("/catalog", summary="A participant's catalogue, as it shows itself to us")
@@ -276,10 +276,10 @@ def router(
 def _choose(offers: tuple[dict[str, Any], ...], wanted: str) -> tuple[dict[str, Any], ...]:
     """Return the offers that may be requested, in order: the wanted one, else all.
 
-    Raises: NotFound without such an offer.
+    Raises: Absent without such an offer.
     """
     fitting = [offer for offer in offers if not wanted or offer.get("@id") == wanted]
     if not fitting:
         known = ", ".join(str(offer.get("@id")) for offer in offers) or "none"
-        raise NotFound(f"the dataset has no offer {wanted!r} for us; it has {known}")
+        raise Absent(f"the dataset has no offer {wanted!r} for us; it has {known}")
     return tuple({key: value for key, value in offer.items() if key != "target"} for offer in fitting)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.datasets import stored_policies
-from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
+from connector.errors import Absent, Denied, Invalid, PolicyInvalid
 from connector.events import OfferPublished, RawDataViewed
 from connector.infra.http.strict_routes import StrictRoute
 from connector.json_number import JSON_NUMBER
@@ -102,7 +102,7 @@ def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
     found = list(problems or [])
     try:
         read = stored_policies.read_offer_policy(row)
-    except Refused as refused:
+    except Denied as refused:
         path = str(refused.facts["rule"])
         found.append({"level": "error", "path": path, "code": refused.code, "message": refused.message})
     return OfferView(
@@ -182,7 +182,7 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
                     problem_json(p)
                     for p in (await offers.check(form=text.form, policy=text.policy, dataset=text.dataset)).problems
                 ]
-            except NotFound as error:
+            except Absent as error:
                 problems.append({"level": "warning", "path": "/target", "code": error.code, "message": error.message})
             except PolicyInvalid as error:
                 problems = error.facts.get("problems") or [
@@ -260,10 +260,10 @@ def router(offers: Offers, tokens: Tokens, *, known: FactCollector, view_of: Own
 def check_party(text: str) -> str:
     """Return the id of a participant.
 
-    Raises: BadInput for a text that is not a DID: nothing would be known of it, so everything would be refused.
+    Raises: Invalid for a text that is not a DID: nothing would be known of it, so everything would be refused.
     """
     if ":" not in text:
-        raise BadInput(f"expected the DID of a party, got {text[:100]!r}; `hanse members` lists those of members")
+        raise Invalid(f"expected the DID of a party, got {text[:100]!r}; `hanse members` lists those of members")
     return text
 
 

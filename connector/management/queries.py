@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from connector.errors import HanseError, NotFound
+from connector.errors import Absent, ConnectorError
 from connector.events import QueryCoordinated
 from connector.federation.coordinator import MEDIA, Coordinator, FederatedAnswer, Question
 from connector.federation.planner.model import DataLayout, Mode
@@ -123,13 +123,13 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
     async def get(query_id: str, _: Caller = reader) -> dict[str, Any]:
         found = coordinator.progress(query_id)
         if found is None:
-            raise NotFound(f"no question {query_id[:64]!r} is running or recent; the console lists those that are")
+            raise Absent(f"no question {query_id[:64]!r} is running or recent; the console lists those that are")
         return found.to_json()
 
     @routes.delete("/{query_id}", status_code=204, summary="Stop a running question, here and at its owners")
     async def cancel(query_id: str, _: Caller = consumer) -> None:
         if not coordinator.cancel(query_id):
-            raise NotFound(f"no question {query_id[:64]!r} is running; the console lists those that are")
+            raise Absent(f"no question {query_id[:64]!r} is running; the console lists those that are")
 
     return routes
 
@@ -179,7 +179,7 @@ class AnswerResponse(Response):
                 sending.cancel()
             try:
                 await sending
-            except (asyncio.CancelledError, HanseError, OSError):
+            except (asyncio.CancelledError, ConnectorError, OSError):
                 return  # the client left, or the answer broke off; the log has the reason
         finally:
             leaving.cancel()

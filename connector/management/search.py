@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
+from connector.errors import Absent, Invalid, PeerNonsense, PeerRefused
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import Caller, Tokens
@@ -18,12 +18,12 @@ _QUERY_MAX = 4096
 async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
     """Return the catalogue's answer to a query string.
 
-    Raises: NotFound without a catalogue, PeerRefused where it refuses, BadInput where the query is invalid.
+    Raises: Absent without a catalogue, PeerRefused where it refuses, Invalid where the query is invalid.
     """
     if not catalogue_url:
-        raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
+        raise Absent("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
     if len(query) > _QUERY_MAX:
-        raise BadInput(f"expected words and filters of at most {_QUERY_MAX} letters in an address, came {len(query)}")
+        raise Invalid(f"expected words and filters of at most {_QUERY_MAX} letters in an address, came {len(query)}")
     url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query}"
     headers = {"authorization": await identity.mint(operator)} if operator else {}
     reply = await net.call("GET", url, headers=headers)
@@ -36,7 +36,7 @@ async def ask(net: HttpClient, identity: Identity, query: str, *, catalogue_url:
     if not isinstance(found, dict):
         raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
     if reply.status != 200:
-        kind = BadInput if reply.status == 400 else PeerRefused
+        kind = Invalid if reply.status == 400 else PeerRefused
         code, detail = read_code(str(found.get("code", "refused")), str(found.get("detail", reply.status)))
         raise kind(f"the catalogue says: {detail}", code=code)
     return found

@@ -17,7 +17,7 @@ from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
 from connector.dsp.transfer import FORMATS, PUSH, TransferService
-from connector.errors import NotFound, ScopeMissing
+from connector.errors import Absent, ScopeMissing
 from connector.events import DataFetched, DataReceived
 from connector.infra.http.media_type import ARROW_STREAM, OCTETS
 from connector.management.agreements import AsRole
@@ -162,7 +162,7 @@ def router(
     async def find_row(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None:
-            raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
+            raise Absent(f"no transfer {pid!r}; list them with `hanse transfers`")
         return row
 
     async def check_bound(pid: str, caller: Caller) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from connector.datasets.registry import published_schema
-from connector.errors import PolicyInvalid, Refused
+from connector.errors import Denied, PolicyInvalid
 from connector.store import Transaction
 from connector.store.tables import DatasetVersion, Json
 from policies.contracts import compile, conflicts
@@ -55,7 +55,7 @@ def refuse_errors(found: list[LintProblem]) -> None:
 def check_agreement(tx: Transaction, policy: Policy, *, dataset_id: str, consumer: str) -> None:
     """Check negotiated terms, unless they are a published offer, which was checked when it was published.
 
-    Raises: Refused where the terms count other groups or rows than another policy. The message says nothing of other
+    Raises: Denied where the terms count other groups or rows than another policy. The message says nothing of other
     agreements.
     """
     tx.datasets.lock(dataset_id)
@@ -66,7 +66,7 @@ def check_agreement(tx: Transaction, policy: Policy, *, dataset_id: str, consume
     contracts = compile.compile_contracts(policy, published_schema(version), concluded=tx.now)
     found = find_problems(tx, ActivePolicy("these terms", policy, contracts, holder=consumer), version)
     if error := next((one for one in found if one.level == "error"), None):
-        raise Refused(
+        raise Denied(
             "these terms count other groups or other rows than what is offered or agreed on this dataset, and the "
             "difference of two answers shows single units; take the terms that are offered, or its owner withdraws and "
             "revokes what is in the way",

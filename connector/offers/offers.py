@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from connector.datasets.registry import published_schema
-from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
+from connector.errors import Absent, AlreadyExists, ConnectorError, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.offers import offer_conflicts
 from connector.store import Store, Transaction
@@ -124,7 +124,7 @@ class Offers:
             identifier = offer_id or checked.policy.id or f"urn:uuid:{uuid.uuid4()}"
             named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
             return await self._store.write(lambda tx: _insert(tx, named, checked, by, left_out)), checked
-        except HanseError as error:
+        except ConnectorError as error:
             await self._record_refusal(error, by)
             raise
 
@@ -134,7 +134,7 @@ class Offers:
         def work(tx: Transaction) -> None:
             row = tx.datasets.get_offer(offer_id)
             if row is None or row.withdrawn_at is not None:
-                raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
+                raise Absent(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
             row.withdrawn_at = tx.now
             tx.publish(OfferWithdrawn(actor=by, dataset=row.dataset_id, detail={"offer": row.id}))
 
@@ -143,7 +143,7 @@ class Offers:
     async def get(self, offer_id: str) -> Offer:
         row = await self._store.read(lambda tx: tx.datasets.get_offer(offer_id))
         if row is None:
-            raise NotFound(f"no offer {offer_id!r}; list them with `hanse offer list`")
+            raise Absent(f"no offer {offer_id!r}; list them with `hanse offer list`")
         return row
 
     async def dataset_id(self, key: str) -> str:
@@ -163,7 +163,7 @@ class Offers:
 
         return await self._store.read(read)
 
-    async def _record_refusal(self, error: HanseError, by: str) -> None:
+    async def _record_refusal(self, error: ConnectorError, by: str) -> None:
         refused = RequestRefused(
             actor=by,
             outcome="refused",

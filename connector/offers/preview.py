@@ -22,7 +22,7 @@ from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
-from connector.errors import HanseError, NotFound, PolicyInvalid, Refused
+from connector.errors import Absent, ConnectorError, Denied, PolicyInvalid
 from connector.events import RawDataViewed, ReadEnded, ReadStarted
 from connector.offers.offers import CheckedOffer
 from connector.store import Store, Transaction
@@ -169,7 +169,7 @@ class OwnersView:
         """Return what the participant would see: the result of each rule, the columns after masks, the first rows."""
         dataset, version, offers = await self._store.read(lambda tx: _read_offers(tx, key))
         if not offers:
-            raise NotFound(f"{dataset.name!r} has no offer in force, so it is hidden from consumers; publish one first")
+            raise Absent(f"{dataset.name!r} has no offer in force, so it is hidden from consumers; publish one first")
         facts, now = await self._facts(asked, dataset), time.time()
         offer, policy = _choose_offer(offers, asked.offer, facts, now=now)
         about = {"as": asked.participant, "offer": offer.id, "action": asked.action}
@@ -179,7 +179,7 @@ class OwnersView:
         if found["permitted"]:
             try:
                 shown = await self._read_first_rows(dataset, version, policy, facts, asked, offer.id, by=by, now=now)
-            except (HanseError, PolicyError) as error:
+            except (ConnectorError, PolicyError) as error:
                 found["permitted"] = False
                 found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
         who = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
@@ -261,7 +261,7 @@ class OwnersView:
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
         try:
             answer = await self._pool.ask(self._job(prepared, _relations_of(prepared, version)))
-        except HanseError as error:
+        except ConnectorError as error:
             await self._publish_end(ReadEnded(**common, process=read, outcome="broken", code=error.code))
             raise
         told = {"rows": len(answer["rows"]), "action": "preview"}
@@ -321,9 +321,7 @@ def _choose_offer(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: fl
     if wanted:
         found = next((one for one in offers if one.id == wanted), None)
         if found is None:
-            raise NotFound(
-                f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
-            )
+            raise Absent(f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}")
         return found, stored_policies.read_offer_policy(found)
     read = [(offer, policy) for offer in offers if (policy := _read_or_none(offer)) is not None]
     if not read:
@@ -335,7 +333,7 @@ def _choose_offer(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: fl
 def _read_or_none(offer: Offer) -> Policy | None:
     try:
         return stored_policies.read_offer_policy(offer)
-    except Refused:
+    except Denied:
         return None
 
 

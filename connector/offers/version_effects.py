@@ -13,7 +13,7 @@ from typing import Any
 
 from connector.datasets import stored_policies, version_retention
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, Refused
+from connector.errors import ConnectorError, Denied
 from connector.offers.preview import OwnersView
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Offer, RegisteredDataset
@@ -105,7 +105,7 @@ class VersionChecks:
             try:
                 lost = bool(column_binding.find_retyped(contract, published_schema(one)))
                 few = 0 if lost else await self._view.few_changed(contract, one, new)
-            except HanseError:  # usually because its files were overwritten
+            except ConnectorError:  # usually because its files were overwritten
                 lost, few = True, 0
             unknown += lost
             if few:
@@ -127,7 +127,7 @@ class VersionChecks:
         try:
             before, after = await self._view.figures(old, contract), await self._view.figures(new, contract)
             few = await self._view.few_changed(contract, old, new)
-        except HanseError as error:  # usually because the older files were overwritten
+        except ConnectorError as error:  # usually because the older files were overwritten
             said = f"it cannot be held against the version before ({error.code}), and {_TELLS}"
             return [("error", path, "difference_unknown", said)]
         if after["rows"] and after["groups_lost"] == after["groups"]:
@@ -229,7 +229,7 @@ def _list_standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list
                 if isinstance(one, Offer)
                 else stored_policies.read_agreement_policy(one)
             )
-        except Refused as refused:
+        except Denied as refused:
             told.append(Effect("warning", on, one.id, str(refused.facts["rule"]), refused.code, refused.message))
         else:
             found.append(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol, cast
 
-from connector.errors import INWARD, AddressRefused, Busy, HanseError
+from connector.errors import INWARD, AddressRefused, ConnectorError, Unavailable
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net import resolver
 from connector.outbox import delivery_classes
@@ -66,7 +66,8 @@ class Courier(Protocol):
     """Delivers a kind of outbox rows and records what follows."""
 
     async def carry(self, row: Outbox) -> DeliveryOutcome:
-        """Try to deliver a row once. A HanseError with status 500 or above counts as AGAIN, any other as REFUSED."""
+        """Try to deliver a row once. A ConnectorError with status 500 or above counts as AGAIN, any other as
+        REFUSED."""
 
     def hold(self, tx: Transaction, row: Outbox) -> Any:
         """Lock the object that the row is about. It is always locked before the row, to prevent deadlocks."""
@@ -142,7 +143,7 @@ class Sender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(HanseError):
+        with suppress(ConnectorError):
             await self._store.write(lambda tx: tx.outbox.release(owner=self.owner))
 
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
@@ -195,7 +196,7 @@ class Sender:
         while True:
             try:
                 pause = await self._take_up()
-            except HanseError as error:
+            except ConnectorError as error:
                 self._log.warning("outbox_unreadable", reason=error.message)
                 pause = 1.0
             with suppress(TimeoutError):  # not wait_for: Python 3.11's swallows a cancellation that meets a wake
@@ -256,7 +257,7 @@ class Sender:
                 outcome = await self._carry(row)
                 with self._announce_recording(row.process):
                     await self._record(row, outcome)
-        except Busy as error:  # the database is down: the lease ends and the row is retried
+        except Unavailable as error:  # the database is down: the lease ends and the row is retried
             self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
             await self._retry_later(row, error)
@@ -296,7 +297,7 @@ class Sender:
                     DeliveryResult.AGAIN, "the lease had ended"
                 )  # another process may deliver it already
             return carrying.result()
-        except HanseError as error:
+        except ConnectorError as error:
             final = error.status < 500 or isinstance(error, AddressRefused)
             private = isinstance(error, INWARD)
             return DeliveryOutcome(
@@ -318,7 +319,7 @@ class Sender:
         kept = True
         while kept:
             await asyncio.sleep(self._lease / 3)
-            with suppress(Busy):  # no other process can claim it either while the database is down
+            with suppress(Unavailable):  # no other process can claim it either while the database is down
                 kept = await self._store.write(lambda tx: self._renew(tx, row.id))
 
     async def _record(self, row: Outbox, outcome: DeliveryOutcome) -> None:

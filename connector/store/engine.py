@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from connector.acting import Acting, current
-from connector.errors import AlreadyExists, Busy
+from connector.errors import AlreadyExists, Unavailable
 from connector.events import Bus, Event
 from connector.infra.concurrency.thread_pool import WAITING_MAX, BoundedThreadPool
 from connector.infra.database.database import LONG_READS_MAX, open_engine, run_statement
@@ -44,7 +44,9 @@ _RETRIES = 5
 _COUNT_SECONDS = 60.0
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long, and how often, to ask what became of a lost commit
 _NO_WRITER = "the database writer has stopped and no change can be stored; restart the connector"
-UNKNOWN = "outcome_unknown"  # code of Busy where the connection broke during a commit and the outcome cannot be read
+UNKNOWN = (
+    "outcome_unknown"  # code of Unavailable where the connection broke during a commit and the outcome cannot be read
+)
 _log = logger("store")
 
 
@@ -78,7 +80,8 @@ class Store:
         An exception rolls everything back.
 
         Raises:
-            Busy: the database cannot be written now. With the code `outcome_unknown` the change may have been stored.
+            Unavailable: the database cannot be written now. With the code `outcome_unknown` the change may have been
+            stored.
             AlreadyExists: a constraint of the database was violated.
         """
         acting = current()
@@ -112,7 +115,7 @@ class Store:
         """Record the counts of refusals once a minute, until cancelled."""
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
-            with suppress(Busy):
+            with suppress(Unavailable):
                 await asyncio.shield(self.record_refusal_counts())  # a commit must also clear the counts
 
     def _deliver(self, tx: Transaction) -> None:
@@ -169,10 +172,12 @@ class Store:
         The check only reads: a write would wait for the writes ahead of it and for their locks.
         """
         if not self._writer.alive:
-            raise Busy(_NO_WRITER)
+            raise Unavailable(_NO_WRITER)
         _, writable = await self.read(lambda tx: (tx.tokens.count(), tx.is_writable()))
         if not writable:
-            raise Busy("expected a writable database, got one that is a standby or read only; connect to the primary")
+            raise Unavailable(
+                "expected a writable database, got one that is a standby or read only; connect to the primary"
+            )
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -230,13 +235,13 @@ class _GroupWriter:
     def submit(self, work: Work[Any]) -> Future[Any]:
         future: Future[Any] = Future()
         if self._closed:
-            raise Busy("the connector is shutting down; try again in a moment")
+            raise Unavailable("the connector is shutting down; try again in a moment")
         if not self.alive:
-            raise Busy(_NO_WRITER)
+            raise Unavailable(_NO_WRITER)
         try:
             self._waiting.put_nowait((work, future))
         except queue.Full:
-            raise Busy(f"more than {WAITING_MAX} changes wait for the database; try again in a moment") from None
+            raise Unavailable(f"more than {WAITING_MAX} changes wait for the database; try again in a moment") from None
         return future
 
     def close(self) -> None:
@@ -271,7 +276,7 @@ class _GroupWriter:
         try:
             self._commit(group)
         except BaseException as error:  # noqa: BLE001  # database errors are handled in `_commit`
-            unknown = Busy(
+            unknown = Unavailable(
                 "the connector failed while it stored this change; check whether it was stored", code=UNKNOWN
             )
             for _, future in group:
@@ -370,27 +375,30 @@ class _PooledWriter:
                 if not collided:
                     raise self._errors.map_error(error) from error
                 time.sleep(0.01 * 2**attempt)
-        raise Busy("the database stayed contended; try again in a moment")
+        raise Unavailable("the database stayed contended; try again in a moment")
 
     def _was_stored(self, tx: Transaction) -> bool:
         """Whether the transaction was committed.
 
-        Raises Busy with the code UNKNOWN if the database does not say in time.
+        Raises Unavailable with the code UNKNOWN if the database does not say in time.
         """
         until = time.monotonic() + _LOOK_UP_SECONDS
         while tx.transaction_id and time.monotonic() < until:
-            with suppress(Busy):
+            with suppress(Unavailable):
                 stored = _find_commit(self._engine, self._errors, tx)
                 if stored is not None:
                     return stored
             time.sleep(_LOOK_UP_PAUSE)
         if tx.transaction_id and len(self._doubts) < WAITING_MAX:
             self._doubts[tx.origin] = tx
-        raise Busy("the database connection broke during the commit; check whether the change was stored", code=UNKNOWN)
+        raise Unavailable(
+            "the database connection broke during the commit; check whether the change was stored", code=UNKNOWN
+        )
 
 
 def _find_commit(engine: Engine, errors: ErrorMapper, tx: Transaction) -> bool | None:
-    """Whether the transaction was committed; None while it is undecided. Raises Busy if the database does not answer.
+    """Whether the transaction was committed; None while it is undecided. Raises Unavailable if the database does not
+    answer.
 
     The PostgreSQL transaction id says only whether the transaction is over: a server that lost the end of its log, or a
     standby that took its place, assigns the id again. The transaction's own origin in a record proves the commit.

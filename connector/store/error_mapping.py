@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from connector.errors import BadInput, Busy, harmless
+from connector.errors import Invalid, Unavailable, harmless
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.telemetry import logger
 
@@ -33,12 +33,12 @@ class ErrorMapper:
     def map_error(self, error: Exception) -> Exception:
         """The error to raise to the caller.
 
-        Busy for a database failure, BadInput for a value that PostgreSQL cannot store, any other error unchanged.
+        Busy for a database failure, Invalid for a value that PostgreSQL cannot store, any other error unchanged.
         """
         if not isinstance(error, DBAPIError | PoolTimeout):
             return error
         if isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) is None:
-            return BadInput("expected text without NUL characters, got some; remove them")
+            return Invalid("expected text without NUL characters, got some; remove them")
         self._log_once(describe_cause(error))
         failed = error.orig if isinstance(error, DBAPIError) else error
         why = type(failed).__name__
@@ -47,18 +47,18 @@ class ErrorMapper:
             getattr(failed, "sqlstate", None),
         }  # SQLite's primary code
         if _READ_ONLY & codes:
-            return Busy(
+            return Unavailable(
                 "expected a writable database, got one that is read only; the operator must let the connector write "
                 "to it (its file, or a server that is not a standby)",
                 private=why,
             )
         if _FULL & codes:
-            return Busy(
+            return Unavailable(
                 "the disk of the connector's database is full; the operator must free space there",
                 code="disk_full",
                 private=why,
             )
-        return Busy("the database does not answer; try again in a moment", private=why)
+        return Unavailable("the database does not answer; try again in a moment", private=why)
 
     def _log_once(self, cause: str) -> None:
         with self._lock:

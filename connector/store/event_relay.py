@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.events import Event, body_to_event
 from connector.store.engine import Store
 from connector.store.error_mapping import describe_cause
@@ -66,7 +66,7 @@ class EventRelay:
                         pause = _PAUSE
                         await self._wait_for_notice(connection)
             except Exception as error:  # noqa: BLE001  # a stopped relay would leave this process without events
-                reason = error.message if isinstance(error, HanseError) else describe_cause(error)
+                reason = error.message if isinstance(error, ConnectorError) else describe_cause(error)
                 _log.warning("relay_interrupted", reason=reason, pause=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _PAUSE_MAX)

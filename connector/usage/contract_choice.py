@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from connector.errors import HanseError, Refused
+from connector.errors import ConnectorError, Denied
 from connector.usage.fact_collector import DECLARED, PURPOSE, USES
 from connector.usage.held_agreement import EXPIRED, CompiledAgreement, UsageCounters
 from connector.usage.quotas import check_concurrency, check_left, uses_spent
@@ -23,20 +23,20 @@ _NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # tem
 
 
 def find_covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
-    """The contracts that cover this action, purpose and time. Raises: Refused without one."""
+    """The contracts that cover this action, purpose and time. Raises: Denied without one."""
     try:
         return coverage.find_covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
-        raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
+        raise Denied(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
 
 
 def check_still(held: CompiledAgreement, contract: DataContract, *, action: str, purpose: str, now: float) -> None:
-    """Check that a contract still covers a running read. Raises: Refused.
+    """Check that a contract still covers a running read. Raises: Denied.
 
     If another contract covers a new read, the code is `lease_expired`, after which clients continue with a new read.
     """
     if contract not in find_covering(held.contracts, action=action, purpose=purpose, now=now):
-        raise Refused(_ANOTHER, code=EXPIRED, rule=contract.permission)
+        raise Denied(_ANOTHER, code=EXPIRED, rule=contract.permission)
 
 
 def choose_contract(
@@ -51,23 +51,23 @@ def choose_contract(
 ) -> tuple[DataContract, float]:
     """The first contract whose permission is active and has quota left, and until when (UTC seconds) that surely holds.
 
-    Raises: Refused or Limited with the reasons of all contracts. Permissions are never merged.
+    Raises: Denied or Limited with the reasons of all contracts. Permissions are never merged.
     """
     facts = facts.adding(Facts.of({"ds:concurrency": running}, source="counter"))
-    refusals: list[HanseError] = []
+    refusals: list[ConnectorError] = []
     for contract in candidates:
         try:
             check_concurrency(contract, running)  # 3
             until = permitted_until(held, contract, facts, action=action, now=now)  # 4
             check_left(held, contract, own)  # 5
-        except HanseError as refusal:
+        except ConnectorError as refusal:
             refusals.append(refusal)
         else:
             return contract, until
     raise merge_refusals(refusals)
 
 
-def merge_refusals(refusals: Sequence[HanseError]) -> HanseError:
+def merge_refusals(refusals: Sequence[ConnectorError]) -> ConnectorError:
     """The refusal that is easiest to resolve, with the messages of all."""
     nearest = min(refusals, key=lambda refusal: _NEAREST.index(refusal.code))
     if len(refusals) == 1:
@@ -78,7 +78,7 @@ def merge_refusals(refusals: Sequence[HanseError]) -> HanseError:
 
 def permitted_until(held: CompiledAgreement, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
     """Until when (UTC seconds) the permission surely holds: the first end of a fact that the decision uses, or the
-    first time that a prohibition may begin. Raises: Refused or Limited if the permission is not active."""
+    first time that a prohibition may begin. Raises: Denied or Limited if the permission is not active."""
     decision = decide(held, contract, facts, action=action, now=now)
     if not decision.permitted:
         raise not_permitted(contract, decision)
@@ -116,12 +116,12 @@ def _gives_the_same(one: DataContract, other: DataContract) -> bool:
     return replace(other, **named) == one
 
 
-def not_permitted(contract: DataContract, decision: Decision) -> HanseError:
+def not_permitted(contract: DataContract, decision: Decision) -> ConnectorError:
     """The error for an inactive permission: Limited if only spent uses (and facts that a request may declare) are
-    against it, otherwise Refused."""
+    against it, otherwise Denied."""
     if contract.limits.queries is not None and find_obstacles(decision) - DECLARED == {USES}:
         return uses_spent(contract, contract.limits.queries)
-    return Refused(
+    return Denied(
         f"{_NOT_NOW}{'; '.join(decision.reasons) or 'no permission is active'}",
         code="not_permitted",
         rule=contract.permission,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.credentials.rules import FactRule
 from connector.identity.credentials.verifier import Verifier
 from connector.identity.principal import VerifiedCredential
@@ -26,7 +26,7 @@ _log = logger("facts")
 
 
 class CredentialFacts:
-    """A `FactSource` of what participants presented. Raises: BadInput for a fact that credentials cannot supply."""
+    """A `FactSource` of what participants presented. Raises: Invalid for a fact that credentials cannot supply."""
 
     NAME = "credential"
     HELP = "a credential that the party presents, of an issuer that the owner lists"
@@ -44,10 +44,10 @@ class CredentialFacts:
 
 
 def _announce(fact: str) -> str:
-    """Register `credential` as a source of a fact; returns its short key. Raises: BadInput."""
+    """Register `credential` as a source of a fact; returns its short key. Raises: Invalid."""
     word = vocabulary.operand(vocabulary.expand(fact))
     if word is None or _SUPPLIERS.isdisjoint(word.sources):
-        raise BadInput(f"HANSE_CREDENTIAL_RULES: facts.{fact}: expected a fact that a register or an owner can supply")
+        raise Invalid(f"HANSE_CREDENTIAL_RULES: facts.{fact}: expected a fact that a register or an owner can supply")
     vocabulary.register(sources={CredentialFacts.NAME: CredentialFacts.HELP})
     if CredentialFacts.NAME not in word.sources:
         vocabulary.OPERANDS[word.name] = replace(word, sources=(*word.sources, CredentialFacts.NAME))
@@ -67,7 +67,7 @@ def _values(key: str, rule: FactRule, credential: VerifiedCredential) -> Iterato
     for text in texts[:_VALUES_MAX]:
         try:
             yield check_value(key, rule.prefix + text)
-        except BadInput as error:
+        except Invalid as error:
             _log.info("credential_value_left_out", credential=credential.id, fact=key, why=error.message)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connector.datasets import stored_policies
-from connector.errors import BadInput, Conflict, Limited, NotFound
+from connector.errors import Absent, Invalid, Limited, WrongState
 from connector.events import DutyChanged, DutyReported
 from connector.store import Transaction
 from connector.store.tables import Agreement, DutyEvidence, DutyWatch
@@ -93,19 +93,19 @@ def read_fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Fact
 def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, actor: str, evidence: str) -> DutyStatus:
     """Record evidence that a duty was fulfilled now, and return its state.
 
-    Raises: NotFound for a path without a duty; Conflict if it is fulfilled, not due, or has this evidence already;
-    BadInput without evidence; Limited after many reports of `given_by` that changed nothing.
+    Raises: Absent for a path without a duty; WrongState if it is fulfilled, not due, or has this evidence already;
+    Invalid without evidence; Limited after many reports of `given_by` that changed nothing.
     """
     found = next((one for one in list_duties(tx, agreement, now=tx.now) if one.path == path), None)
     if found is None:
         paths = ", ".join(name for name, _ in _duties(stored_policies.read_agreement_policy(agreement))) or "none"
-        raise NotFound(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
+        raise Absent(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
     if found.state == DutyState.FULFILLED and any(one.given_by == given_by for one in found.evidence):
-        raise Conflict(f"{path} is fulfilled already")
+        raise WrongState(f"{path} is fulfilled already")
     if found.state == DutyState.NOT_DUE:
-        raise Conflict(f"{path} is not due yet: {phrases.duty(found.duty)}")
+        raise WrongState(f"{path} is not due yet: {phrases.duty(found.duty)}")
     if not evidence.strip():
-        raise BadInput("expected evidence in words: what was done, when, and where to see it")
+        raise Invalid("expected evidence in words: what was done, when, and where to see it")
     _check_new(tx, agreement, found, given_by=given_by, evidence=evidence)
     tx.duties.add(
         DutyEvidence(
@@ -128,13 +128,13 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
 
 
 def _check_new(tx: Transaction, agreement: Agreement, duty: DutyStatus, *, given_by: str, evidence: str) -> None:
-    """Refuse evidence repeated since the last change of state, and too many reports. Raises: Conflict, Limited."""
+    """Refuse evidence repeated since the last change of state, and too many reports. Raises: WrongState, Limited."""
     told = tx.duties.read_states(agreement.id, role=agreement.role).get(duty.path)
     if told is None or told.state != duty.state:  # it has changed since the last event
         return
     said = [one.evidence for one in duty.evidence if one.given_by == given_by and one.fulfilled_at >= told.told_at]
     if evidence in said:
-        raise Conflict(f"this evidence for {duty.path} is kept already")
+        raise WrongState(f"this evidence for {duty.path} is kept already")
     if len(said) >= _UNCHANGED_MAX:
         raise Limited(
             f"expected at most {_UNCHANGED_MAX} reports of the {given_by} that leave {duty.path} {duty.state}, "

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 from connector.events import Event, FactRecorded, FactWithdrawn
 from connector.identity.member_register import MemberRegister
 from connector.store import Store, Transaction
@@ -96,13 +96,13 @@ class FactCollector:
     async def record(
         self, subject: str, fact: str, given: Iterable[str], *, evidence: str, until: float | None, by: str
     ) -> list[Attestation]:
-        """Record a fact that the owner vouches for. Raises: BadInput for a fact of another source, or a wrong value."""
+        """Record a fact that the owner vouches for. Raises: Invalid for a fact of another source, or a wrong value."""
         key, wanted = check_attestable(fact), list(given)
         if until is not None and until <= time.time():
-            raise BadInput("expected an end in the future, got a time in the past")
+            raise Invalid("expected an end in the future, got a time in the past")
         checked = list(dict.fromkeys(check_value(key, text) for text in wanted))
         if not checked:
-            raise BadInput(f"expected at least one value of {key}")
+            raise Invalid(f"expected at least one value of {key}")
 
         def work(tx: Transaction) -> list[Attestation]:
             about = _subject(tx, subject, key)
@@ -127,14 +127,14 @@ class FactCollector:
         return await self._store.write(work)
 
     async def withdraw(self, subject: str, fact: str, value: str = "", *, by: str) -> None:
-        """Withdraw a recorded fact; without `value`, all of its values. Raises: NotFound if nothing was recorded."""
+        """Withdraw a recorded fact; without `value`, all of its values. Raises: Absent if nothing was recorded."""
         key = compact(expand(fact))
 
         def work(tx: Transaction) -> None:
             about = _subject(tx, subject, key)
             gone = tx.attestations.remove(about, key, check_value(key, value) if value else "")
             if not gone:
-                raise NotFound(f"{key} is not recorded for {about!r}; list facts with `hanse fact list`")
+                raise Absent(f"{key} is not recorded for {about!r}; list facts with `hanse fact list`")
             tx.publish(FactWithdrawn(actor=by, detail={"subject": about, "fact": key, "values": list(gone)}))
 
         await self._store.write(work)
@@ -161,7 +161,7 @@ class FactCollector:
 
 
 def check_attestable(fact: str) -> str:
-    """The short key of a fact that the owner may record. Raises: BadInput, which names the right source."""
+    """The short key of a fact that the owner may record. Raises: Invalid, which names the right source."""
     iri = expand(fact)
     word, key = vocabulary.operand(iri), compact(iri)
     names = word.sources if word is not None else vocabulary.OTHER_FACTS.get(key, ())
@@ -169,7 +169,7 @@ def check_attestable(fact: str) -> str:
         known = sorted(compact(one.name) for one in vocabulary.OPERANDS.values() if "owner" in one.sources)
         who = vocabulary.describe_suppliers(iri)
         why = f"{key} comes from {who}" if who else f"{key} is not a fact"
-        raise BadInput(f"{why}, and the owner cannot record it; expected one of {', '.join(known)}, ds:miningReserved")
+        raise Invalid(f"{why}, and the owner cannot record it; expected one of {', '.join(known)}, ds:miningReserved")
     return key
 
 
@@ -188,18 +188,18 @@ def _owners(rows: list[Attestation]) -> Fact:
 
 
 def check_value(key: str, text: str) -> str:
-    """A value of a fact as the evaluator reads it. Raises: BadInput for a value that the fact cannot have."""
+    """A value of a fact as the evaluator reads it. Raises: Invalid for a value that the fact cannot have."""
     if key == "ds:miningReserved":
         if text not in ("true", "false"):
-            raise BadInput(f"ds:miningReserved: expected true or false, got {text[:50]!r}")
+            raise Invalid(f"ds:miningReserved: expected true or false, got {text[:50]!r}")
         return text
     word = vocabulary.operand(expand(key))
     if word is None or not text or len(text) > _VALUE_MAX or not values.is_text(text):
-        raise BadInput(f"{key}: expected a text of at most {_VALUE_MAX} characters, got {text[:50]!r}")
+        raise Invalid(f"{key}: expected a text of at most {_VALUE_MAX} characters, got {text[:50]!r}")
     try:
         values.parse(word.type, text, "", word.levels)
     except ValueError as error:
-        raise BadInput(f"{key}: {error}") from None
+        raise Invalid(f"{key}: {error}") from None
     return expand(text) if word.type is ValueType.IRI else text
 
 
@@ -208,7 +208,7 @@ def _subject(tx: Transaction, subject: str, key: str) -> str:
     if key in vocabulary.OTHER_FACTS:
         return tx.datasets.of(subject).id
     if not subject.startswith("did:") or len(subject) > _VALUE_MAX:
-        raise BadInput(f"expected the DID of a participant (did:web:...), got {subject[:100]!r}")
+        raise Invalid(f"expected the DID of a participant (did:web:...), got {subject[:100]!r}")
     return subject
 
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from connector.datasets import stored_policies
 from connector.datasets.registry import published_schema
-from connector.errors import Busy, HanseError, Limited, NotFound, Refused
+from connector.errors import Absent, ConnectorError, Denied, Limited, Unavailable
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.queries.agreements import AgreementSnapshot, TransferState, count_today
@@ -92,7 +92,7 @@ class Grants:
         store.bus.subscribe(self._on_event)
 
     async def load(self, agreement_id: str, *, consumer: str) -> CompiledAgreement:
-        """The agreement with its contracts (step 1 without the transfer). Raises: Refused, NotFound."""
+        """The agreement with its contracts (step 1 without the transfer). Raises: Denied, Absent."""
         return self._compile((await self._store.read(lambda tx: self._load_rows(tx, agreement_id, consumer)))[0])
 
     async def left_out(self, held: CompiledAgreement) -> Mapping[str, Any]:
@@ -107,7 +107,7 @@ class Grants:
         return self._compile(self._load_rows(tx, agreement_id, consumer)[0])
 
     async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
-        """Check that the transfer is started and `generation` is that of its tickets. Raises: Refused."""
+        """Check that the transfer is started and `generation` is that of its tickets. Raises: Denied."""
         row = await self._store.read(lambda tx: tx.transfers.peek(transfer))
         _check_transfer(row, agreement_id, generation)
 
@@ -124,7 +124,7 @@ class Grants:
         """The agreement and the contract for a read of this action and purpose now, without opening a read.
 
         `transfer`: id and generation of the transfer that must be started. Running reads are not counted. Raises:
-        Refused, Limited, NotFound.
+        Denied, Limited, Absent.
         """
         now = time.time()
 
@@ -139,7 +139,7 @@ class Grants:
     async def examine(self, *wanted: GrantRequest) -> list[ReadGrant]:
         """Grants for a read under these agreements, all or none (steps 1 to 5); no use is counted yet.
 
-        The caller must call `forget` in any case, and after `begin` also `end`. Raises: Refused, Limited or NotFound
+        The caller must call `forget` in any case, and after `begin` also `end`. Raises: Denied, Limited or Absent
         with the first reason.
         """
         now = time.time()
@@ -167,7 +167,7 @@ class Grants:
         """Step 6: count a use of each grant, take places, reserve quota and run `start`, in a single commit.
 
         Call it after the gate, as a refused query must not count as a use, and before the read, as no read may run
-        uncounted. Raises: Refused, Limited, Busy.
+        uncounted. Raises: Denied, Limited, Unavailable.
         """
         # Always in the same order, so that two reads of the same agreements do not deadlock.
         ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
@@ -189,7 +189,7 @@ class Grants:
 
         try:
             started = await self._store.write(work)  # 6
-        except Busy as error:
+        except Unavailable as error:
             if error.code == UNKNOWN:  # it may be committed: the end of the read gives it back
                 take()
             raise
@@ -229,7 +229,7 @@ class Grants:
         """The agreement with only those contracts whose permission the party's facts make active.
 
         Facts that a request may still declare can be missing, and counters are not checked. `transfer`: as in
-        `find_contract`. Raises: Refused if no contract is left.
+        `find_contract`. Raises: Denied if no contract is left.
         """
         now = time.time()
 
@@ -252,7 +252,7 @@ class Grants:
         """Check again that a grant's permission is in force and active; return the seconds that this surely holds.
 
         Otherwise stop the read with the refusal that a new read would get. Uses were counted at admission and are not
-        checked again. Raises: Refused.
+        checked again. Raises: Denied.
         """
         now = time.time()
         try:
@@ -262,9 +262,9 @@ class Grants:
                 facts = (await self._facts_of(grant.consumer)).adding(own.facts)
                 facts = with_declared(facts, purpose=grant.purpose, application=grant.application)
                 return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
-        except Refused as refused:
+        except Denied as refused:
             # A copy: the exception itself is reported and recorded where it is caught.
-            grant.stop(Refused(refused.message, code=refused.code, **refused.facts))
+            grant.stop(Denied(refused.message, code=refused.code, **refused.facts))
             raise
 
     async def recheck_ended(self, grants: Sequence[ReadGrant]) -> None:
@@ -280,11 +280,11 @@ class Grants:
     async def _recheck_ended(self, grant: ReadGrant) -> None:
         try:
             await _in_time(self.recheck(grant))
-        except (Refused, Limited):  # `recheck` has stopped it; spent uses do not end a read that has taken its use
+        except (Denied, Limited):  # `recheck` has stopped it; spent uses do not end a read that has taken its use
             return
         except Exception as error:  # noqa: BLE001  # it must end whatever fails
             _log.warning("the agreement of an ended read could not be checked", error=type(error).__name__)
-            grant.stop(Busy(_UNTOLD))
+            grant.stop(Unavailable(_UNTOLD))
 
     async def refill(self, grant: ReadGrant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk of quota, at least `rows` and `nbytes` for the waiting batch; False if it is spent."""
@@ -342,7 +342,7 @@ class Grants:
     def stop_all(self, reason: str, *, code: str) -> None:
         """Stop all reads as busy, for a temporary reason of our own."""
         for grant in self._all():
-            grant.stop(Busy(reason, code=code))
+            grant.stop(Unavailable(reason, code=code))
 
     def running(self, agreement_id: str) -> int:
         """The number of running reads under an agreement in this process."""
@@ -373,7 +373,7 @@ class Grants:
             except Exception as error:  # noqa: BLE001  # reads must not go on unchecked
                 _log.warning("running grants could not be checked", error=type(error).__name__)
                 if time.monotonic() - heard >= _BLIND_SECONDS:
-                    self.stop_all(_BLIND, code=Busy.code)
+                    self.stop_all(_BLIND, code=Unavailable.code)
 
     async def _look_for_ends(self) -> None:
         live, grants = tuple(self._live), self._all()
@@ -399,7 +399,7 @@ class Grants:
         kept = await _in_time(self._store.write(lambda tx: keep_places(tx, ids)))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
-                grant.stop(Busy(_DISPLACED))
+                grant.stop(Unavailable(_DISPLACED))
 
     def _all(self) -> list[ReadGrant]:
         return [grant for grants in self._live.values() for grant in grants]
@@ -410,7 +410,7 @@ class Grants:
         await asyncio.gather(*map(self._recheck_one, self._all()))
 
     async def _recheck_one(self, grant: ReadGrant) -> None:
-        with suppress(HanseError):  # `recheck` has stopped it; if the database is down, the lease ends it
+        with suppress(ConnectorError):  # `recheck` has stopped it; if the database is down, the lease ends it
             await self.recheck(grant)
 
     def _look(
@@ -452,13 +452,13 @@ def name_agreement(agreement_id: str) -> Iterator[None]:
     """Add the agreement's id to refusals raised in the block, as a read may be under several."""
     try:
         yield
-    except (Refused, Limited, NotFound) as error:
+    except (Denied, Limited, Absent) as error:
         error.facts.setdefault("agreement", agreement_id)
         raise
 
 
 async def _in_time(asked: Awaitable[_T]) -> _T:
-    """Await a database call with a time limit of half of `_BLIND_SECONDS`. Raises: Busy after it.
+    """Await a database call with a time limit of half of `_BLIND_SECONDS`. Raises: Unavailable after it.
 
     A write that hangs then leaves time for a read before all reads are stopped.
     """
@@ -466,7 +466,7 @@ async def _in_time(asked: Awaitable[_T]) -> _T:
         async with asyncio.timeout(_BLIND_SECONDS / 2):
             return await asked
     except TimeoutError:
-        raise Busy("timed out waiting for the database; try again in a moment") from None
+        raise Unavailable("timed out waiting for the database; try again in a moment") from None
 
 
 class _Uncompiled(NamedTuple):
@@ -495,7 +495,7 @@ def _read_signed_schema(tx: Transaction, agreement: Agreement, version: DatasetV
         return published_schema(tx.datasets.get_version_at(agreement.dataset_id, agreement.signed_at + 1) or version)
     signed = tx.datasets.get_version(agreement.dataset_id, agreement.version)
     if signed is None:
-        raise Refused(
+        raise Denied(
             "the dataset version that this agreement was signed for is unknown here, so its rules cannot be checked "
             "against the current columns; negotiate a new agreement",
             code="schema_changed",
@@ -504,9 +504,9 @@ def _read_signed_schema(tx: Transaction, agreement: Agreement, version: DatasetV
 
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: RegisteredDataset) -> None:
-    """Check that the columns of the rules still have their types from signing. Raises: Refused."""
+    """Check that the columns of the rules still have their types from signing. Raises: Denied."""
     if changed := column_binding.find_retyped(contract, signed):
-        raise Refused(
+        raise Denied(
             f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules need "
             "the former types; ask its owner to restore them, or negotiate a new agreement",
             code="schema_changed",
@@ -515,13 +515,13 @@ def _check_types(contract: DataContract, signed: TableSchema, dataset: Registere
 
 
 def _check_agreement(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> AgreementSnapshot:
-    """Check that an agreement is final, in force and the consumer's own. Raises: Refused, NotFound."""
+    """Check that an agreement is final, in force and the consumer's own. Raises: Denied, Absent."""
     looked = tx.agreements.read_snapshot(agreement_id, transfer_id=transfer_id)
     if looked is None or looked.consumer != consumer or not looked.finalized:
-        raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
+        raise Absent(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
     if looked.ended_at is not None or looked.granted is None or looked.revoked_at is not None:
         why = looked.end_reason or looked.reason or "revoked by its owner"
-        raise Refused(f"the agreement has ended: {why}; negotiate a new one", code="agreement_ended")
+        raise Denied(f"the agreement has ended: {why}; negotiate a new one", code="agreement_ended")
     return looked
 
 
@@ -569,9 +569,9 @@ def _transfer_to_end_reason(transfer: TransferState | None) -> EndReason:
 
 def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:
     if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
-        raise Refused(f"the transfer of this ticket is {describe_state(transfer)}, expected started", code=NOT_STARTED)
+        raise Denied(f"the transfer of this ticket is {describe_state(transfer)}, expected started", code=NOT_STARTED)
     if transfer.generation != generation:
-        raise Refused("this ticket was replaced by a newer one; request the current ticket", code="ticket_replaced")
+        raise Denied("this ticket was replaced by a newer one; request the current ticket", code="ticket_replaced")
 
 
 def _read_counters(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from connector.datasets import rounded_counts
-from connector.errors import Busy, HanseError, Refused, Withdrawn
+from connector.errors import ConnectorError, Denied, Unavailable, Withdrawn
 from connector.store.tables import Agreement, DatasetVersion, RegisteredDataset
 from policies.contracts.batch_gate import Lease
 from policies.contracts.contract import DataContract
@@ -76,7 +76,7 @@ class ReadGrant:
     day: int = 0  # the day (since the epoch) that its use was counted on
     served: bool = False  # whether a worker has run its read
     place: str = ""  # the read's id, if the agreement limits reads at once
-    ended: HanseError | None = None  # why it was stopped; see `stop`
+    ended: ConnectorError | None = None  # why it was stopped; see `stop`
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -113,17 +113,17 @@ class ReadGrant:
     def revoke(self, reason: str) -> None:
         """End the read because its owner revoked the agreement."""
         rule, agreement = self.contract.permission, self.agreement_id
-        self.stop(Refused(reason, code=REVOKED, rule=rule, agreement=agreement))
+        self.stop(Denied(reason, code=REVOKED, rule=rule, agreement=agreement))
 
     def over(self, how: EndReason) -> None:
         """End the read because its transfer has ended; an end by the owner counts as a revocation."""
         if how.by == "provider":
             self.revoke(how.sentence)
             return
-        kind = Withdrawn if how.by == "consumer" else Refused
+        kind = Withdrawn if how.by == "consumer" else Denied
         self.stop(kind(how.sentence, code=NOT_STARTED, agreement=self.agreement_id))
 
-    def stop(self, why: HanseError) -> None:
+    def stop(self, why: ConnectorError) -> None:
         """End the read at its next batch and wake the task that waits for it. The most important reason is kept."""
         if self.ended is None or _weight(self.ended) < _weight(why):
             self.ended = why
@@ -131,14 +131,14 @@ class ReadGrant:
         self.stopped.set()
 
 
-def ended_by(grants: Iterable[ReadGrant]) -> HanseError | None:
+def ended_by(grants: Iterable[ReadGrant]) -> ConnectorError | None:
     """The most important reason why a read under these grants was stopped; None if it was not."""
     return max((grant.ended for grant in grants if grant.ended is not None), key=_weight, default=None)
 
 
-def _weight(why: HanseError) -> int:
+def _weight(why: ConnectorError) -> int:
     """The importance of an end: revocation, then other ends, then ends after which another read may continue."""
-    if isinstance(why, Busy):
+    if isinstance(why, Unavailable):
         return 0
     return {EXPIRED: 1, REVOKED: 3}.get(why.code, 2)
 

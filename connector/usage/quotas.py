@@ -6,7 +6,7 @@ from collections.abc import Collection
 from decimal import Decimal
 
 from connector.datasets import rounded_counts
-from connector.errors import Limited, Refused
+from connector.errors import Denied, Limited
 from connector.store import Transaction
 from connector.usage.held_agreement import CompiledAgreement, ReadGrant, UsageCounters
 from policies.contracts import coverage
@@ -45,7 +45,7 @@ def check_left(held: CompiledAgreement, contract: DataContract, own: UsageCounte
 
 
 def admit(tx: Transaction, grant: ReadGrant, now: float, read_id: str) -> tuple[int, int]:
-    """Count a use, take a place, and reserve the first rows and bytes. Raises: Refused, Limited."""
+    """Count a use, take a place, and reserve the first rows and bytes. Raises: Denied, Limited."""
     limits = grant.contract.limits
     counted = tx.agreements.count_use(
         grant.agreement_id, day=int(now // DAY), most=limits.queries, most_today=limits.queries_per_day
@@ -53,7 +53,7 @@ def admit(tx: Transaction, grant: ReadGrant, now: float, read_id: str) -> tuple[
     if not counted:
         row = tx.agreements.get_grant(grant.agreement_id)
         if row is None or grant.agreement_id in tx.agreements.read_end_reasons([grant.agreement_id]):
-            raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
+            raise Denied("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
         running = tx.reads.take_place(read_id, grant.agreement_id, seconds=_PLACE_SECONDS) - 1

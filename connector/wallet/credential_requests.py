@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
 
-from connector.errors import BadInput, Busy, HanseError, NotFound, PeerNonsense, PeerRefused, Unauthenticated
+from connector.errors import Absent, ConnectorError, Invalid, PeerNonsense, PeerRefused, Unavailable, Unproven
 from connector.events import CredentialRequested
 from connector.identity.credentials.credential import read_credential
 from connector.identity.credentials.status_list import StatusLists
 from connector.identity.did import CONTEXT, DidResolver
-from connector.identity.signed_jwt import list_of
 from connector.infra.net.http_client import HttpClient, Reply, origin
 from connector.store import Store, Transaction
 from connector.store.tables import CredentialRequest, HeldCredential
@@ -58,11 +57,11 @@ class CredentialRequests:
     async def request(self, issuer: str, kind: str, *, by: str) -> CredentialRequest:
         """Ask `issuer` for a credential of the type `kind`; it delivers to our credential service.
 
-        Raises: BadInput if the issuer may not deliver to us or has no such type; PeerFailed, Busy. A request that the
-        issuer does not take is kept with its reason.
+        Raises: Invalid if the issuer may not deliver to us or has no such type; PeerFailed, Unavailable. A request that
+        the issuer does not take is kept with its reason.
         """
         if issuer not in self.issuers:
-            raise BadInput(
+            raise Invalid(
                 f"expected an issuer that may deliver to us, got {issuer[:200]!r}; list it in HANSE_CREDENTIAL_ISSUERS"
             )
         service = await self._find_service(issuer)
@@ -72,17 +71,17 @@ class CredentialRequests:
         try:
             reply = await self._call("POST", f"{service}/credentials", issuer, message)
             where = _read_location(reply, service)
-        except HanseError as error:
+        except ConnectorError as error:
             reason = error.message
             await self._store.write(lambda tx: _change(tx, row.id, "FAILED", reason=reason))
             raise
         return await self._store.write(lambda tx: _change(tx, row.id, "RECEIVED", status_url=where))
 
     async def refresh(self, id: str) -> CredentialRequest:
-        """A request with its status, asked of its issuer while it is open. Raises: NotFound, PeerFailed, Busy."""
+        """A request with its status, asked of its issuer while it is open. Raises: Absent, PeerFailed, Unavailable."""
         row = await self._store.read(lambda tx: tx.held_credentials.get_request(id))
         if row is None:
-            raise NotFound(f"no request {id[:100]!r}; list them with `hanse credential requests`")
+            raise Absent(f"no request {id[:100]!r}; list them with `hanse credential requests`")
         if row.status != "RECEIVED":
             return row
         reply = await self._call("GET", row.status_url, row.issuer)
@@ -113,25 +112,25 @@ class CredentialRequests:
                 for entry in credential.statuses:
                     if (await self._lists.read(entry, issuer=row.issuer, now=now))[0]:
                         return _PURPOSES.get(str(entry.get("statusPurpose")), "withdrawn")
-        except (Unauthenticated, Busy, TimeoutError):
+        except (Unproven, Unavailable, TimeoutError):
             return "unknown"
         return "valid"
 
     async def _find_service(self, issuer: str) -> str:
         try:
             return (await self._resolver.service(issuer, "IssuerService")).rstrip("/")
-        except Unauthenticated as error:
+        except Unproven as error:
             raise PeerRefused(error.message, private=error.private) from error
 
     async def _find_offered(self, service: str, kind: str) -> str:
-        """The issuer's id of what it issues as `kind`. Raises: BadInput with the types that it has."""
+        """The issuer's id of what it issues as `kind`. Raises: Invalid with the types that it has."""
         metadata = _read_json(await self._net.call("GET", f"{service}/metadata", max_bytes=_ANSWER_MAX))
         offered = [one for one in list_of(metadata.get("credentialsSupported")) if isinstance(one, dict)]
         for one in offered:
             if kind in (one.get("credentialType"), one.get("id")) and isinstance(one.get("id"), str):
                 return str(one["id"])
         known = ", ".join(sorted({str(one.get("credentialType"))[:_TYPE_MAX] for one in offered})[:16])
-        raise BadInput(f"expected a type that the issuer has ({known or 'it names none'}), got {kind[:_TYPE_MAX]!r}")
+        raise Invalid(f"expected a type that the issuer has ({known or 'it names none'}), got {kind[:_TYPE_MAX]!r}")
 
     async def _call(self, method: str, url: str, issuer: str, body: bytes | None = None) -> Reply:
         headers = {"authorization": await self._mint(issuer), "content-type": "application/json"}
@@ -140,11 +139,11 @@ class CredentialRequests:
 
 def check_delivery(tx: Transaction, issuer: str, holder_pid: str) -> None:
     """Refuse a delivery for a request of ours that went to another issuer, or that is rejected. An id that is none of
-    ours is an unasked delivery, which listed issuers may send (decision 77). Raises: BadInput.
+    ours is an unasked delivery, which listed issuers may send (decision 77). Raises: Invalid.
     """
     row = tx.held_credentials.get_request(holder_pid)
     if row is not None and (row.issuer != issuer or row.status == "REJECTED"):
-        raise BadInput("expected a delivery for an open request to this issuer, got one for another or a rejected one")
+        raise Invalid("expected a delivery for an open request to this issuer, got one for another or a rejected one")
 
 
 def note_delivery(tx: Transaction, holder_pid: str, status: str) -> None:
@@ -156,7 +155,7 @@ def note_delivery(tx: Transaction, holder_pid: str, status: str) -> None:
 
 def _record(tx: Transaction, issuer: str, kind: str, by: str) -> CredentialRequest:
     if tx.held_credentials.count_open_requests() >= _OPEN_MAX:
-        raise BadInput(f"expected at most {_OPEN_MAX} open requests for credentials; wait for the issuers")
+        raise Invalid(f"expected at most {_OPEN_MAX} open requests for credentials; wait for the issuers")
     row = CredentialRequest(
         id=f"urn:uuid:{uuid.uuid4()}",
         issuer=issuer,
@@ -176,7 +175,7 @@ def _record(tx: Transaction, issuer: str, kind: str, by: str) -> CredentialReque
 def _change(tx: Transaction, id: str, status: str, *, reason: str = "", status_url: str = "") -> CredentialRequest:
     row = tx.held_credentials.get_request(id)
     if row is None:
-        raise NotFound(f"no request {id[:100]!r}")
+        raise Absent(f"no request {id[:100]!r}")
     if row.status not in ("ISSUED", "REJECTED"):  # a delivery may come before the answer to its request
         row.status, row.reason, row.updated_at = status, reason[:2_000], tx.now
         tx.publish(_event(row, row.issuer))

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 
-from connector.errors import BadInput, Unauthenticated
+from connector.errors import Invalid, Unproven
 from connector.events import CredentialStored
 from connector.identity.credentials.credential import CREDENTIAL_MAX, Credential, read_credential
 from connector.identity.credentials.scopes import Scope
@@ -25,7 +25,7 @@ _HELD_MAX = 1_000
 async def store_credential(store: Store, resolver: DidResolver, text: str, *, did: str, by: str) -> HeldCredential:
     """Check a credential about us (`did`) and store it; the same one again changes nothing.
 
-    Raises: BadInput if it is not about us, not valid now, or not signed by its issuer; Busy if that cannot be checked
+    Raises: Invalid if it is not about us, not valid now, or not signed by its issuer; Busy if that cannot be checked
     now.
     """
     credential = await check_credential(resolver, text, did=did)
@@ -34,14 +34,14 @@ async def store_credential(store: Store, resolver: DidResolver, text: str, *, di
 
 
 async def check_credential(resolver: DidResolver, text: object, *, did: str) -> Credential:
-    """A credential about us, signed by its issuer. Raises: BadInput, Busy."""
+    """A credential about us, signed by its issuer. Raises: Invalid, Busy."""
     try:
         credential = read_credential(text, holder=did, now=time.time())
         await verify_jwt(
             credential.jwt, credential.issuer, purpose="assertionMethod", what="the credential", resolver=resolver
         )
-    except Unauthenticated as error:
-        raise BadInput(error.message, private=error.private) from error
+    except Unproven as error:
+        raise Invalid(error.message, private=error.private) from error
     return credential
 
 
@@ -52,12 +52,12 @@ async def store_checked(
 
     Each replaces what its issuer delivered for that request before with the same types in the same data model.
 
-    Raises: BadInput if there are too many.
+    Raises: Invalid if there are too many.
     """
 
     def work(tx: Transaction) -> list[HeldCredential]:
         if tx.held_credentials.count() + len(credentials) > _HELD_MAX:
-            raise BadInput(f"expected at most {_HELD_MAX} credentials in the store; remove ended ones first")
+            raise Invalid(f"expected at most {_HELD_MAX} credentials in the store; remove ended ones first")
         rows = [_row(credential, holder_pid, now=tx.now) for credential in credentials]
         _remove_replaced(tx, credentials, holder_pid)
         for row in rows:

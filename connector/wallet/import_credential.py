@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.events import Bus
 from connector.identity import did
 from connector.identity.credentials.credential import CREDENTIAL_MAX
@@ -19,7 +19,7 @@ from connector.wallet.held_credentials import store_credential
 async def import_credential(settings: Settings, path: Path) -> HeldCredential:
     """Check and store the credential in a file (a JWT). The issuer's DID document must be reachable.
 
-    Raises: BadInput, Busy.
+    Raises: Invalid, Busy.
     """
     text = _read(path)
     participant = settings.participant_id or did.did_of(settings.root_url)
@@ -38,7 +38,7 @@ def _read(path: Path) -> str:
         with path.open(encoding="ascii") as file:
             text = file.read(CREDENTIAL_MAX + 1).strip()
     except (OSError, ValueError):
-        raise BadInput(f"expected a readable file with a credential as a JWT, got {path}") from None
+        raise Invalid(f"expected a readable file with a credential as a JWT, got {path}") from None
     if len(text) > CREDENTIAL_MAX:
-        raise BadInput(f"expected a credential of at most {CREDENTIAL_MAX} characters in {path}, got more")
+        raise Invalid(f"expected a credential of at most {CREDENTIAL_MAX} characters in {path}, got more")
     return text

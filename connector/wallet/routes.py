@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from joserfc.jwk import ECKey
 
-from connector.errors import BadInput, Forbidden
+from connector.errors import Forbidden, Invalid
 from connector.events import CredentialOffered
 from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.credentials.scopes import Scope
@@ -64,7 +64,7 @@ def router(
         delivery = read_delivery(await _read_json(request))
         checked = [await check_credential(resolver, text, did=identity.did) for text in delivery.credentials]
         if any(one.issuer != issuer for one in checked):
-            raise BadInput(f"expected credentials of {issuer}, which delivers them, got one of another issuer")
+            raise Invalid(f"expected credentials of {issuer}, which delivers them, got one of another issuer")
         pid = delivery.holder_pid
         await store.read(lambda tx: check_delivery(tx, issuer, pid))
         if checked:
@@ -89,4 +89,4 @@ async def _read_json(request: Request) -> Any:
     try:
         return await request.json()
     except (ValueError, RecursionError):
-        raise BadInput("expected a message as JSON, got something else") from None
+        raise Invalid("expected a message as JSON, got something else") from None

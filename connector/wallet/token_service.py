@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 
-from connector.errors import BadInput, Unauthenticated
+from connector.errors import Invalid, Unproven
 from connector.events import RequestRefused, TokenIssued
 from connector.identity import keys
 from connector.identity.identity_service import Wallet
@@ -32,14 +32,14 @@ def router(wallet: Wallet, store: Store, *, client: str, secret_file: Path) -> A
         form = parse_form(await request.body())
         try:
             _check_client(form, client, _read_secret(secret_file))
-        except Unauthenticated as error:
+        except Unproven as error:
             await store.record_refusal(_refused(error))
             raise
         scopes, audience = form.get("bearer_access_scope", "").split(), form.get("audience", "")
         if form.get("grant_type") != "client_credentials" or not audience.startswith("did:") or len(audience) > 255:
-            raise BadInput("expected grant_type=client_credentials and the receiver's DID as audience")
+            raise Invalid("expected grant_type=client_credentials and the receiver's DID as audience")
         if len(scopes) > _SCOPES_MAX:
-            raise BadInput(f"expected at most {_SCOPES_MAX} scopes, got {len(scopes)}")
+            raise Invalid(f"expected at most {_SCOPES_MAX} scopes, got {len(scopes)}")
         about = {"audience": audience, "scopes": scopes, "self_issued": True}
         await store.write(lambda tx: tx.publish(TokenIssued(actor=client, detail=about)))
         signed = await wallet.sign(audience, scopes=scopes, token=form.get("token", ""))
@@ -48,7 +48,7 @@ def router(wallet: Wallet, store: Store, *, client: str, secret_file: Path) -> A
     return routes
 
 
-def _refused(error: Unauthenticated) -> RequestRefused:
+def _refused(error: Unproven) -> RequestRefused:
     reason = error.private or error.message
     return RequestRefused(actor="unknown", outcome="refused", code="token_service_refused", reason=reason)
 
@@ -56,12 +56,12 @@ def _refused(error: Unauthenticated) -> RequestRefused:
 def _check_client(form: dict[str, str], client: str, secret: str) -> None:
     known = hmac.compare_digest(form.get("client_id", "").encode(), client.encode())
     if not (hmac.compare_digest(form.get("client_secret", "").encode(), secret.encode()) and known):
-        raise Unauthenticated("expected the client id and secret of our settings")
+        raise Unproven("expected the client id and secret of our settings")
 
 
 def _read_secret(path: Path) -> str:
-    """The secret, read at each call. Raises: Unauthenticated where it is missing or too short to protect us."""
+    """The secret, read at each call. Raises: Unproven where it is missing or too short to protect us."""
     text = keys.read_secret(path)
     if len(text) < _SECRET_MIN:
-        raise Unauthenticated("the token service is not available", private=f"{path}: expected 16 characters or more")
+        raise Unproven("the token service is not available", private=f"{path}: expected 16 characters or more")
     return text

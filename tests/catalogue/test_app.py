@@ -35,7 +35,7 @@ from catalogue.store import single_instance
 from catalogue.store.single_instance import hold_exclusively
 from connector import server as connector_server
 from connector import settings as connector
-from connector.errors import BadInput, Busy, Conflict, Unauthenticated
+from connector.errors import Invalid, Unavailable, Unproven, WrongState
 from connector.infra.database.database import open_engine
 from connector.infra.http import http_limits
 from tests.catalogue.conftest import Catalogue
@@ -198,7 +198,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
 
         def late(engine: Engine, ours: set[int]) -> Connection:
             if threading.current_thread() is not threading.main_thread():
-                raise Busy("the first one is slower to come back")
+                raise Unavailable("the first one is slower to come back")
             return claimed(engine, ours)
 
         def held() -> int | None:
@@ -210,7 +210,7 @@ def test_a_database_that_was_started_again_is_still_the_one_catalogues(
             before = cut()
             eventually(lambda: held() not in (None, before))
             with (
-                pytest.raises(Conflict, match="another catalogue serves"),
+                pytest.raises(WrongState, match="another catalogue serves"),
                 hold_exclusively(tmp_path / "two", url, lost=print),
             ):
                 pass
@@ -239,7 +239,7 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
     def noted(engine: Engine, ours: set[int]) -> Connection:
         try:
             taken.append(claimed(engine, ours))
-        except (Busy, Conflict) as error:
+        except (Unavailable, WrongState) as error:
             refused.append(error)
             raise
         return taken[0]
@@ -248,7 +248,7 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
         if lost:
             return name(connection)
         lost.append(connection)
-        raise Busy("the network has lost it")
+        raise Unavailable("the network has lost it")
 
     with request.getfixturevalue("postgres_cluster").database() as url:
         with hold_exclusively(tmp_path / "one", url, lost=lambda _: ended.append("one")):
@@ -259,7 +259,7 @@ def test_a_catalogue_takes_its_own_connection_that_is_gone_for_no_other_one(
             lost[0].invalidate()
             eventually(lambda: taken)
             monkeypatch.undo()
-        assert {type(one) for one in refused} == {Busy}
+        assert {type(one) for one in refused} == {Unavailable}
         assert ended == []
 
 
@@ -278,7 +278,7 @@ def test_a_lock_that_is_let_go_of_before_it_is_asked_whose_it_is_is_no_other_cat
     single_instance._claim(server, {7})
     assert server.said == []
     server.said[:] = [False, 8]
-    with pytest.raises(Conflict, match="another catalogue serves"):
+    with pytest.raises(WrongState, match="another catalogue serves"):
         single_instance._claim(server, {7})
 
 
@@ -298,7 +298,7 @@ def test_a_catalogue_that_has_not_heard_that_the_lock_is_its_own_takes_it_for_no
         take(connection, *more)
         if not unheard:
             unheard.append(connection)
-            raise Busy("the network has lost it")
+            raise Unavailable("the network has lost it")
 
     with request.getfixturevalue("postgres_cluster").database() as url:
         with hold_exclusively(tmp_path / "one", url, lost=lambda _: ended.append("one")):
@@ -321,8 +321,8 @@ def test_a_catalogue_whose_database_was_taken_ends_as_a_failure(monkeypatch: pyt
     ends: list[bool] = []
 
     @contextmanager
-    def taken(*_: object, lost: Callable[[Conflict], None]) -> Iterator[None]:
-        losing.append(lambda: lost(Conflict("it is another's by now")))
+    def taken(*_: object, lost: Callable[[WrongState], None]) -> Iterator[None]:
+        losing.append(lambda: lost(WrongState("it is another's by now")))
         if early:
             losing[0]()
         yield
@@ -390,7 +390,7 @@ async def test_a_session_that_begins_while_its_token_is_ended_is_none(
     old = await parts.access.first_token(None)
     assert old is not None
     cookie = await parts.access.log_in(old)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await parts.access.log_in(cookie)  # or a session would go on for ever
     held = parts.access._operator
 
@@ -400,7 +400,7 @@ async def test_a_session_that_begins_while_its_token_is_ended_is_none(
         return was
 
     monkeypatch.setattr(parts.access, "_operator", ended)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await parts.access.log_in(old)
     await parts.net.close()
     parts.search.close()
@@ -434,7 +434,7 @@ def test_a_setting_that_does_not_fit_is_named_by_each_command(
 @pytest.mark.parametrize("name", ["data_dir", "admin_token_file"])
 def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path: Path, name: str) -> None:
     wanted = CatalogueSettings(**{"data_dir": tmp_path, name: Path("/dev/null/hanse/here")})
-    with pytest.raises(BadInput, match=f"HANSE_{name.upper()}: expected a folder to write to, got /dev/null/hanse"):
+    with pytest.raises(Invalid, match=f"HANSE_{name.upper()}: expected a folder to write to, got /dev/null/hanse"):
         build(wanted)
 
 
@@ -443,7 +443,7 @@ async def test_its_key_is_not_made_anew_where_it_has_served(tmp_path: Path) -> N
     await parts.access.first_token(None)
     parts.store.close()
     (tmp_path / "participant.pem").unlink()
-    with pytest.raises(Conflict, match=r"participant\.pem"):
+    with pytest.raises(WrongState, match=r"participant\.pem"):
         build(CatalogueSettings(data_dir=tmp_path))
 
 

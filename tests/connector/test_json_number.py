@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 import connector
 from connector.dataplane.http.schemas import Envelope, parse_envelope
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.federation import contract_summary
 from tests.connector.console.support import Console, opened
 
@@ -70,7 +70,7 @@ def test_a_boolean_or_a_text_is_no_number(form: type[BaseModel], name: str, valu
 
 @pytest.mark.parametrize("value", ["true", '"0.1"'])
 def test_a_query_with_an_epsilon_that_is_no_number_is_refused(value: str) -> None:
-    with pytest.raises(BadInput, match="epsilon: expected a number, got"):
+    with pytest.raises(Invalid, match="epsilon: expected a number, got"):
         parse_envelope(f'{{"sql": "SELECT 1", "epsilon": {value}}}'.encode())
 
 

@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 
 from catalogue.settings import CatalogueSettings
 from connector import setting_types
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.setting_types import make_folder, unfit
 from connector.settings import Settings
 from tests.support.own_name import changed
@@ -105,7 +105,7 @@ def test_a_folder_that_takes_nothing_is_told_with_the_reason(
     """Whose disk was read-only looked for permissions."""
     closed = changed(os, access=lambda *_: False, statvfs=lambda _: SimpleNamespace(f_flag=flags))
     monkeypatch.setattr(setting_types, "os", closed)
-    with pytest.raises(BadInput, match=f"HANSE_DATA_DIR: expected a folder to write to, got .* \\({said}\\)"):
+    with pytest.raises(Invalid, match=f"HANSE_DATA_DIR: expected a folder to write to, got .* \\({said}\\)"):
         make_folder(tmp_path, "HANSE_DATA_DIR")
 
 

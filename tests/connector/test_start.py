@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from connector.audit.signed_note import read_head
 from connector.datasets import registry
 from connector.datasets.registration import Registration
-from connector.errors import Conflict, PathRefused
+from connector.errors import PathRefused, WrongState
 from connector.events import ServiceStarted
 from connector.server import warn_of_former_identity
 from connector.services import Services, build
@@ -52,7 +52,7 @@ async def test_a_key_that_records_were_made_with_is_not_made_anew(tmp_path: Path
         (tmp_path / "north" / "keys" / name).unlink()
         try:
             started(tmp_path / "north").store.close()
-        except Conflict as error:
+        except WrongState as error:
             assert str(tmp_path / "north" / "keys" / name) in error.message  # noqa: PT017  # of each, which
             assert not (tmp_path / "north" / "keys" / name).exists()
             refused.append(name)

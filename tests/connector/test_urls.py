@@ -13,7 +13,7 @@ from catalogue.crawl.visit import _same_origin
 from catalogue.members.members import _is_callable
 from connector.dsp import messages
 from connector.dsp.protocol_client import ProtocolClient
-from connector.errors import AddressRefused, MessageInvalid, Unauthenticated
+from connector.errors import AddressRefused, MessageInvalid, Unproven
 from connector.identity.did import address_of
 from connector.infra.net.http_client import AddressGuard, HttpClient, split_url
 from connector.setting_types import address
@@ -140,7 +140,7 @@ async def test_every_place_where_an_address_comes_in_refuses_it(mark: str) -> No
 @pytest.mark.parametrize("mark", [*BLANKS[:-1], "%00", "%0D%0A", "%20", "%09", "%C2%A0", "%22", "%3C"], ids=ascii)
 def test_a_did_whose_host_is_none_has_no_address(mark: str) -> None:
     for did in (f"did:web:ho{mark}st.example", f"did:web:host.example{mark}", f"did:web:host.example%3A80{mark}:a"):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             address_of(did)
 
 

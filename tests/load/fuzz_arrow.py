@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from tests.support import data
 
 CODES = {"read", "arrow_invalid", "worker_crashed", "memory_limit", "engine_failed", "time_limit"}
@@ -59,7 +59,7 @@ async def fuzz(pool: Pool, count: int, seed: int) -> tuple[Counter[str], float, 
             limits = Limits(seconds=SECONDS, memory_mb=MEMORY_MB)
             await pool.ask(Job(kind="check_arrow", blobs=(body,), limits=limits))
             found["read"] += 1
-        except HanseError as error:
+        except ConnectorError as error:
             found[error.code] += 1
         slowest, most = max(slowest, time.monotonic() - begun), max(most, pool.rss_mb)
     return found, slowest, most

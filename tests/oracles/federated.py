@@ -16,7 +16,7 @@ from unittest import mock
 import duckdb
 import pyarrow as pa
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.federation.planner.model import Mode, Partition
 from connector.federation.planner.placement import eager_aggregation
 from connector.federation.planner.rules import semi_joins
@@ -158,7 +158,7 @@ def check(over: Federation, seed: int, outcome: Outcome) -> None:
     for mode in (Mode.FULL, *((Mode.FILTER, Mode.PULL) if seed % 4 == 0 else ())):
         try:
             found = wrong(over, sql, mode, bold=seed % 3 == 0)
-        except HanseError as error:
+        except ConnectorError as error:
             outcome.count(f"refused ({error.code})")
             continue
         except duckdb.OutOfRangeException:  # computed for rows that one engine may have left out before

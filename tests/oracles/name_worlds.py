@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp, parse_one
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from policies.errors import QueryRefused
 from tests.oracles import grammar
 from tests.oracles.names import FIELDS, NUMBER, TABLES, Names
@@ -89,7 +89,7 @@ class World:
             return Ended("takes too long")
         try:
             got = _engine(lambda: self.answer(sql))
-        except (QueryRefused, HanseError) as refused:
+        except (QueryRefused, ConnectorError) as refused:
             by = self.by_owner if isinstance(refused, QueryRefused) else ""
             return Ended("no question" if isinstance(expected, duckdb.Error) else f"refused{by} ({refused.code})")
         except Exception as error:  # noqa: BLE001  it says to no reader what to write instead

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import Busy, HanseError, PeerUnreachable
+from connector.errors import ConnectorError, PeerUnreachable, Unavailable
 from connector.infra.net.http_client import Reply
 from connector.store.tables import Negotiation, Transfer
 from tests.support.counterparty import DATASET, OFFER_ID
@@ -70,7 +70,7 @@ class Fuse:
     async def _die(self) -> None:
         self.blown.set()
         await self._over.wait()
-        raise Busy("died")
+        raise Unavailable("died")
 
 
 def connect(two: Pair, fuse: Fuse) -> None:
@@ -112,7 +112,7 @@ async def operate(south: Side, north: Side) -> None:
     while True:
         negotiations = await south.store.read(lambda tx: tx.negotiations.page())
         transfers = await south.store.read(lambda tx: tx.transfers.page())
-        with suppress(HanseError):
+        with suppress(ConnectorError):
             await _next(south, north, negotiations, transfers)
         if transfers and transfers[0].state == "COMPLETED":
             return

@@ -10,7 +10,7 @@ import pytest
 
 from connector.dsp import auto_decisions, states
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.errors import Refused
+from connector.errors import Denied
 from policies.evaluation.evaluate import Facts
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.pair import USE, Json, emptied, pair, settled
@@ -161,7 +161,7 @@ async def test_groups_that_nobody_has_offered_are_not_agreed_to_beside_those_tha
                 await command
                 await settled(two.south, "negotiation", row.id, "FINALIZED")
                 continue
-            with pytest.raises(Refused, match="count other groups") as refused:
+            with pytest.raises(Denied, match="count other groups") as refused:
                 await command
             assert (refused.value.code, refused.value.facts["rule"]) == ("grids_differ", "/permission/0")
             assert OFFER_ID not in refused.value.message  # what others have been offered is not for everybody

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import Conflict, HanseError
+from connector.errors import ConnectorError, WrongState
 from tests.support.pair import Pair, Side, announced, emptied, pair, settled
 
 NEGOTIATIONS = {
@@ -145,7 +145,7 @@ async def test_a_command_that_the_state_does_not_allow_sends_nothing(tmp_path: P
         calls = len(two.cable.calls)
         for line in ILLEGAL[state].split():
             who, _, command = line.partition(":")
-            with pytest.raises(Conflict):
+            with pytest.raises(WrongState):
                 await talk.side(who).negotiations.command(talk.pids[who], command, by="test")
         await talk.both(state, "the illegal commands")
         assert len(two.cable.calls) == calls
@@ -157,9 +157,9 @@ async def test_the_other_sides_commands_and_unknown_ones_are_refused(tmp_path: P
         talk = Talk(two, "negotiation")
         await talk.play("S:request=REQUESTED")
         for who, command in (("N", "verify"), ("S", "agree"), ("S", "dance")):
-            with pytest.raises(HanseError):
+            with pytest.raises(ConnectorError):
                 await talk.side(who).negotiations.command(talk.pids[who], command, by="test")
-        with pytest.raises(HanseError):
+        with pytest.raises(ConnectorError):
             await two.north.negotiations.command("urn:uuid:nowhere", "agree", by="test")
 
 

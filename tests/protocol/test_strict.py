@@ -13,7 +13,7 @@ from fastapi import FastAPI, Response
 from connector.demo import story
 from connector.dsp import agreement_terms, routes, states
 from connector.dsp.protocol_client import segment
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.identity.principal import Principal
 from connector.store import Transaction
 from connector.store.tables import Agreement, Offer
@@ -228,7 +228,7 @@ async def test_a_caller_who_cannot_be_identified_now_is_asked_to_come_again(tmp_
     """EDC ends its process after any 4xx, and tries again after 503."""
 
     async def unknown(_: str | None) -> Principal:
-        raise Busy("the DID document of did:web:other.example cannot be fetched now; try again in a moment")
+        raise Unavailable("the DID document of did:web:other.example cannot be fetched now; try again in a moment")
 
     async with pair(tmp_path) as two:
         side = two.north

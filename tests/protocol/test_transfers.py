@@ -16,17 +16,17 @@ from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS
 from connector.errors import (
+    Absent,
     AddressPrivate,
     AddressRefused,
-    BadInput,
-    Conflict,
+    Denied,
     IllegalStep,
+    Invalid,
     Limited,
     MessageInvalid,
-    NotFound,
     PeerRefused,
     PeerUnreachable,
-    Refused,
+    WrongState,
 )
 from connector.infra.net import resolver
 from connector.infra.net.http_client import Reply
@@ -315,7 +315,7 @@ async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_nev
         assert refused.code == "purpose_not_agreed"
         assert refused.reason.startswith("refused (4")  # whose word it is stands beside it
         assert "purpose" in refused.reason
-        with pytest.raises(BadInput, match="control characters"):
+        with pytest.raises(Invalid, match="control characters"):
             await two.south.transfers.request(agreement_id=agreement_id, purpose="a\x1b[2J", by="test")
 
 
@@ -391,7 +391,7 @@ async def test_a_push_to_one_who_receives_nothing_is_not_ordered(tmp_path: Path)
         agreement_id = await agreed(two)
         two.south.plane.receives_nothing = True
         before = await snapshot(two.south)
-        with pytest.raises(BadInput, match="receives no pushes"):
+        with pytest.raises(Invalid, match="receives no pushes"):
             await two.south.transfers.request(agreement_id=agreement_id, format="HttpData-PUSH", by="test")
         assert await snapshot(two.south) == before
         named = await two.south.transfers.request(
@@ -443,7 +443,7 @@ async def test_a_push_that_a_revocation_cuts_ends_with_it_before_the_other_trans
 
         async def cut(*_: Any) -> None:
             await two.north.store.write(ends)
-            raise Refused("revoked: misused", code="revoked")
+            raise Denied("revoked: misused", code="revoked")
 
         two.north.plane.push = cut  # type: ignore[method-assign]
         row = await two.south.transfers.request(
@@ -710,9 +710,9 @@ async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_
             assert told == [(actor, "the study is over")]
         mine, _ = await two.south.agreements.get(agreement_id, role=CONSUMER)
         assert mine.end_reason == "the study is over", "the consumer knows that there is nothing to ask for any more"
-        with pytest.raises(Conflict):
+        with pytest.raises(WrongState):
             await two.south.transfers.request(agreement_id=agreement_id, by="test")
-        with pytest.raises(Conflict):
+        with pytest.raises(WrongState):
             await two.north.agreements.revoke(agreement_id, reason="again", by="owner")
 
 
@@ -864,9 +864,9 @@ async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_rea
         peer = Counterparty(two.north)
         for role, state in ((CONSUMER, "REQUESTED"), (CONSUMER, "SUSPENDED"), (PROVIDER, "STARTED")):
             row = await peer.transfer(role=role, state=state)
-            with pytest.raises(NotFound):
+            with pytest.raises(Absent):
                 await two.north.transfers.get_read_address(row.id)
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await two.north.transfers.get_read_address("urn:uuid:nowhere")
 
 

@@ -15,7 +15,7 @@ from hanse.cli import output
 
 from connector.console.view import formatting
 from connector.dsp.duty_upkeep import DutyLedger, Upkeep
-from connector.errors import BadInput, Busy, Conflict, Limited, NotFound, Refused
+from connector.errors import Absent, Denied, Invalid, Limited, Unavailable, WrongState
 from connector.events import DutyChanged, NegotiationAdvanced
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
@@ -150,7 +150,7 @@ async def test_what_follows_from_a_revocation_and_found_no_database_comes_with_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any, **__: Any) -> Any:
-        raise Busy("the database stayed contended")
+        raise Unavailable("the database stayed contended")
 
     async with pair(tmp_path) as two:
         agreement = await agreed(two)
@@ -178,15 +178,15 @@ async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) ->
         path = "/permission/0/duty/0"
         told = await north.on_report(agreement, path, evidence="we paid", consumer=two.south.participant)
         assert told.state == "due"
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await north.on_report(agreement, path, evidence="we paid", consumer="did:web:stranger.example")
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await north.report(agreement, "/permission/0/duty/7", evidence="paid", by="test")
-        with pytest.raises(BadInput):
+        with pytest.raises(Invalid):
             await north.report(agreement, path, evidence="  ", by="test")
         made = await north.report(agreement, path, evidence="on our account", by="test", role="provider")
         assert (made.standing.state, made.told) == ("fulfilled", True)
-        with pytest.raises(Conflict):
+        with pytest.raises(WrongState):
             await north.report(agreement, path, evidence="again", by="test", role="provider")
         await started(two, agreement)
 
@@ -201,7 +201,7 @@ async def test_reports_that_leave_a_duty_as_it_was_are_kept_once_and_not_without
             return len(told.evidence)
 
         assert [await said(f"paid, receipt {number}") for number in range(10)] == list(range(1, 11))
-        with pytest.raises(Conflict, match="kept already"):
+        with pytest.raises(WrongState, match="kept already"):
             await said("paid, receipt 3")
         with pytest.raises(Limited, match="at most 10 reports of the consumer"):
             await said("paid, receipt 10")
@@ -356,7 +356,7 @@ async def test_an_agreement_that_is_not_understood_holds_up_its_own_transfers_al
             assert (await two.north.transfer(sound.id)).state == "STARTED"
         ledger = DutyLedger(two.north.store, two.cable, minting())
         assert await ledger.list_open() == []
-        with pytest.raises(Refused, match="not understood here any more"):
+        with pytest.raises(Denied, match="not understood here any more"):
             await ledger.of(lost, role="provider")
         await two.north.store.write(rewrite)
         await keeping.look()

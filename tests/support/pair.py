@@ -25,7 +25,7 @@ from connector.dsp.process import ProcessContext
 from connector.dsp.process_limits import ProcessLimits
 from connector.dsp.protocol_client import ProtocolClient
 from connector.dsp.transfer import TransferService
-from connector.errors import BadInput, PeerUnreachable, Unauthenticated
+from connector.errors import Invalid, PeerUnreachable, Unproven
 from connector.events import Event
 from connector.identity.principal import Principal, VerifiedCredential
 from connector.infra.net.http_client import AddressGuard, Reply
@@ -166,7 +166,7 @@ class Plane:
 
     def receives(self, transfer_id: str) -> DataAddress:
         if self.receives_nothing:
-            raise BadInput("this connector receives no pushes", code="nothing_received")
+            raise Invalid("this connector receives no pushes", code="nothing_received")
         endpoint = f"http://203.0.113.2/data/v1/received/{transfer_id}"
         return DataAddress("https://w3id.org/idsa/v4.1/HTTP", endpoint, (("authorization", f"push:{transfer_id}"),))
 
@@ -298,7 +298,7 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: ProcessLimits 
         scheme, _, said = (header or "").partition(" ")
         who, _, audience = said.partition(">")
         if scheme != "Bearer" or audience not in (participant, "anybody"):
-            raise Unauthenticated("expected a token for us")
+            raise Unproven("expected a token for us")
         return Principal(who, (SHOWN,), key="key-of-the-caller")
 
     # A lease outlives a stall of the machine, and ends well before a test's patience: what a caller who left has

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from policies.authoring.form import (
     ColumnRules,
     DutyLine,
@@ -137,7 +137,7 @@ def form_fields(form: OfferForm, columns: Sequence[str]) -> OfferFields:
 def apply_fields(said: OfferFields, base: OfferForm, columns: Sequence[str]) -> OfferForm:
     """Return `base` with what the fields say; `columns` are those of the dataset, empty if it is not known.
 
-    Raises: ValueError for a duration that cannot be read. BadInput where no column is ticked and later ones are hidden:
+    Raises: ValueError for a duration that cannot be read. Invalid where no column is ticked and later ones are hidden:
     an offer without a list of columns shows all.
     """
     base, groups = spell_columns(base, columns), said.about_groups
@@ -262,7 +262,7 @@ def _columns(said: OfferFields, base: ColumnRules, columns: Sequence[str]) -> Co
     parts = base.only if said.later_hidden else ()
     only = _merge(shown, parts, columns)
     if said.later_hidden and not only:
-        raise BadInput("expected a column to show; tick one, or let later columns be shown")
+        raise Invalid("expected a column to show; tick one, or let later columns be shown")
     hide = _merge(hidden, base.hide, columns)
     # Masks without a field stay for hidden columns too: one that is ticked again later must not be shown as it is.
     masks = [one for one in base.masks if one.column not in known or one.method != "hash"]

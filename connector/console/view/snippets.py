@@ -17,7 +17,7 @@ from connector.console.page import PageRenderer
 from connector.console.view.formatting import term
 from connector.dsp.messages import address_of
 from connector.dsp.states import CONSUMER, STARTED
-from connector.errors import HanseError, NotFound
+from connector.errors import Absent, ConnectorError
 from connector.federation.tables import Holdings
 from connector.management.sign_on.auth import Caller
 from connector.store import Store
@@ -188,11 +188,11 @@ def router(pages: PageRenderer, *, holdings: Holdings, store: Store) -> APIRoute
     async def connect(request: Request, pid: str, caller: Caller = pages.may("consume")) -> Response:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None or row.role != CONSUMER or row.state != STARTED:
-            raise NotFound(f"no started transfer {pid[:100]!r} as consumer; start one under its agreement")
+            raise Absent(f"no started transfer {pid[:100]!r} as consumer; start one under its agreement")
         base = str(request.base_url).rstrip("/")
         try:
             target, silent = target_from_contract(row, await holdings.contract(row.agreement_id), base), None
-        except HanseError as error:
+        except ConnectorError as error:
             target, silent = None, error
         return await pages.render(
             request, "connect.html", where="transfers", transfer=row, target=target, error=silent,

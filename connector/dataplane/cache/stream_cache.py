@@ -39,7 +39,7 @@ from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.sources.source_files import FileRef
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.worker_process import Result
-from connector.errors import Busy, HanseError
+from connector.errors import ConnectorError, Unavailable
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.telemetry import logger
@@ -284,9 +284,9 @@ class PreparedStreams:
                 ]
                 if preparing.may_be_kept:
                     self._add(entry)
-            except Busy:
+            except Unavailable:
                 pass  # a later pass tries again
-            except HanseError as error:
+            except ConnectorError as error:
                 _log.debug("not sent from its files", code=error.code)
                 put_recent(self._unlike, key, None, most=_ENTRIES_MAX)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from connector.acting import JOB_MAX
-from connector.errors import BadInput, Unauthenticated
+from connector.errors import Invalid, Unproven
 
 _TICKET_MAX = 16 * 2**10  # bytes
 _TICKETS_MAX = 16
@@ -43,23 +43,23 @@ def read_caller(metadata: Metadata) -> FlightCaller:
     """Returns the caller of a call with this metadata.
 
     Raises:
-        Unauthenticated: it shows no ticket.
-        BadInput: a declaration does not fit.
+        Unproven: it shows no ticket.
+        Invalid: a declaration does not fit.
     """
     text = _single_value(metadata, "authorization", _TICKET_MAX)
     basic = text[:6].lower() == "basic "
     authorization = _basic_to_bearer(text[6:]) if basic else text
     if not authorization:
-        raise Unauthenticated(
+        raise Unproven(
             "expected one header `authorization: Bearer <ticket>`, got none or several; send the ticket that came with "
             "a started transfer"
         )
     further = [item.strip() for value in metadata.get("hanse-ticket", ()) for item in value.split(",") if item.strip()]
     if len(further) > _TICKETS_MAX:
-        raise BadInput(f"expected at most {_TICKETS_MAX} further tickets, got {len(further)}", code="request_invalid")
+        raise Invalid(f"expected at most {_TICKETS_MAX} further tickets, got {len(further)}", code="request_invalid")
     action = _declared(metadata, "hanse-action") or "query"
     if action not in ("query", "stream"):
-        raise BadInput("expected hanse-action to be query or stream, got another value", code="request_invalid")
+        raise Invalid("expected hanse-action to be query or stream, got another value", code="request_invalid")
     return FlightCaller(
         authorization=authorization,
         further=tuple(further),
@@ -84,7 +84,7 @@ def _basic_to_bearer(encoded: str) -> str:
 def _declared(metadata: Metadata, name: str, most: int = _DECLARED_MAX) -> str:
     values = metadata.get(name) or [""]
     if len(values) > 1 or len(values[0]) > most:
-        raise BadInput(f"expected one header {name} of at most {most} characters, got another", code="request_invalid")
+        raise Invalid(f"expected one header {name} of at most {most} characters, got another", code="request_invalid")
     return values[0]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from connector.dataplane.flight import catalogue_process, flightsql, protobuf
 from connector.dataplane.flight.protobuf import MalformedMessage
 from connector.engine.pool.sandbox import environment
-from connector.errors import BadInput, Busy, internal_error
+from connector.errors import Invalid, Unavailable, internal_error
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
@@ -37,8 +37,8 @@ class CatalogueClient:
     """Asks for catalogue tables, schemas and parameters as bytes of Arrow.
 
     A question may wait `wait_seconds` for its turn and then take `seconds`. `consumer` says whose turn it takes. Every
-    method raises Busy when too many questions wait, or for too long, and when its process cannot start or has ended.
-    The next question starts another process.
+    method raises Unavailable when too many questions wait, or for too long, and when its process cannot start or has
+    ended. The next question starts another process.
     """
 
     def __init__(self, *, seconds: float = 10.0, wait_seconds: float = 30.0) -> None:
@@ -53,18 +53,18 @@ class CatalogueClient:
 
     async def catalogue(self, consumer: str, name: str, command: bytes, tables: Sequence[Mapping[str, Any]]) -> bytes:
         """Returns the catalogue table that a command asks for, about these datasets ({owner, name, schema}), as a
-        stream of Arrow. Raises BadInput for a malformed command."""
+        stream of Arrow. Raises Invalid for a malformed command."""
         told = [(one["owner"], one["name"]) for one in tables]
         parts = [command, *(one["schema"] for one in tables)]
         _, (stream,) = await self._ask(consumer, ["catalogue", name, told], parts)
         return stream
 
     async def catalogue_schema(self, consumer: str, name: str, command: bytes) -> bytes:
-        """Returns the schema of that table as an encapsulated message. Raises BadInput for a malformed command."""
+        """Returns the schema of that table as an encapsulated message. Raises Invalid for a malformed command."""
         try:
             wanted = flightsql.table_schema_wanted(name, protobuf.read(command))
         except MalformedMessage as error:
-            raise BadInput(str(error), code="request_invalid") from None
+            raise Invalid(str(error), code="request_invalid") from None
         part = protobuf.write([(5, wanted)])  # all that it looks at
         return await self._cached_part(consumer, "catalogue_schema", name, part=part)
 
@@ -75,9 +75,9 @@ class CatalogueClient:
     async def values(self, consumer: str, stream: bytes) -> list[list[str]]:
         """Returns the one row of parameters in a client's stream as [type, text].
 
-        Raises BadInput for anything else, also for what takes more time or memory than such a row can."""
+        Raises Invalid for anything else, also for what takes more time or memory than such a row can."""
         if len(stream) > _VALUES_MAX:
-            raise BadInput(
+            raise Invalid(
                 f"expected at most {_VALUES_MAX} bytes of parameters, got {len(stream)}", code="request_invalid"
             )
         try:
@@ -95,7 +95,7 @@ class CatalogueClient:
         return self._ours.pid, self._foreign.pid
 
     async def close(self) -> None:
-        """End the processes. Questions that wait, and later ones, raise Busy, those for values BadInput."""
+        """End the processes. Questions that wait, and later ones, raise Unavailable, those for values Invalid."""
         await asyncio.gather(self._ours.close(), self._foreign.close())
 
     async def _cached_part(self, consumer: str, *question: Any, part: bytes = b"") -> bytes:
@@ -110,24 +110,24 @@ class CatalogueClient:
         try:
             return await _answer_of(self._ours, consumer, question, parts)
         except _Lost:
-            raise Busy("the process that makes tables for Flight ended; try again") from None
+            raise Unavailable("the process that makes tables for Flight ended; try again") from None
 
 
 async def _answer_of(
     child: _Child, consumer: str, question: list[Any], parts: Sequence[bytes]
 ) -> tuple[Any, list[bytes]]:
-    """Returns the answer and its parts. Raises BadInput for a malformed question, _Lost where no answer came."""
+    """Returns the answer and its parts. Raises Invalid for a malformed question, _Lost where no answer came."""
     told, found = await child.ask(consumer, question, parts)
     if isinstance(told, dict) and "made" in told:
         return told["made"], found
     if isinstance(told, dict) and isinstance(told.get("garbled"), str):
-        raise BadInput(told["garbled"][:_SENTENCE_MAX], code="request_invalid")
+        raise Invalid(told["garbled"][:_SENTENCE_MAX], code="request_invalid")
     _log.error("no table was made", asked=question[0], reason=str(told)[:100])
     raise internal_error()
 
 
-def _unreadable() -> BadInput:
-    return BadInput("expected one row of parameters, got Arrow that cannot be read in time", code="request_invalid")
+def _unreadable() -> Invalid:
+    return Invalid("expected one row of parameters, got Arrow that cannot be read in time", code="request_invalid")
 
 
 class _Lost(Exception):
@@ -152,7 +152,7 @@ class _Child:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
     async def ask(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
-        """Returns the answer and its parts, in the consumer's turn. Raises _Lost or Busy.
+        """Returns the answer and its parts, in the consumer's turn. Raises _Lost or Unavailable.
 
         A question runs to its end although its caller has left: to end a running or starting process would delay
         the questions that wait.
@@ -198,9 +198,9 @@ class _Child:
             await self._gone()
 
     async def _ready(self) -> socket.socket:
-        """Returns the channel to a process that listens. Raises Busy where none does."""
+        """Returns the channel to a process that listens. Raises Unavailable where none does."""
         if self._closed:
-            raise Busy("the connector is stopping; try again later")
+            raise Unavailable("the connector is stopping; try again later")
         if self._channel is None or not self.pid:
             await self._gone()
             try:
@@ -209,7 +209,7 @@ class _Child:
                 self._kill()
                 if isinstance(error, OSError | EOFError | ValueError):  # TimeoutError is one of them
                     _log.error("no process for Flight's tables", reason=str(error) or type(error).__name__)
-                    raise Busy("the process that makes tables for Flight did not start; try again") from error
+                    raise Unavailable("the process that makes tables for Flight did not start; try again") from error
                 raise
         assert self._channel is not None
         return self._channel

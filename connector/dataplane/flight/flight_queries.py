@@ -29,7 +29,7 @@ from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
 from connector.dataplane.read_log import ReaderEnded
 from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.errors import Absent, ConnectorError, Denied, Invalid, Limited, Unavailable
 from connector.usage.held_agreement import CompiledAgreement
 from policies.contracts.columns import fold
 from policies.contracts.contract import UsageLimits
@@ -90,17 +90,17 @@ class FlightQueries:
         self._running: dict[str, set[asyncio.Task[Mapping[str, Any]]]] = {}  # by the id of the Flight ticket
 
     async def identify(self, caller: FlightCaller) -> TicketHolder:
-        """Returns the tickets of a call. Raises Unauthenticated for a foreign or ended one, BadInput for tickets of
+        """Returns the tickets of a call. Raises Unproven for a foreign or ended one, Invalid for tickets of
         several consumers."""
         first = self._addresses.read(caller.authorization)
         async with self._reads.record_refusals(first):
             found = (first, *map(self._addresses.read, caller.further))
             if len({one.consumer for one in found}) != 1:
-                raise BadInput("expected tickets of one consumer", code="tickets_mixed")
+                raise Invalid("expected tickets of one consumer", code="tickets_mixed")
         return TicketHolder(found, caller.purpose, caller.application, caller.action, caller.job)
 
     def record_refusals(
-        self, holder: TicketHolder, *, besides: tuple[type[HanseError], ...]
+        self, holder: TicketHolder, *, besides: tuple[type[ConnectorError], ...]
     ) -> AbstractAsyncContextManager[None]:
         """See `Reads.record_refusals`. A read that its reader cancels is not a refusal."""
         return self._reads.record_refusals(*holder.tickets, exclude=(*besides, ReaderEnded))
@@ -142,9 +142,9 @@ class FlightQueries:
             return None
         try:
             return await self._reads.plans.plan(tickets[0], RowSelection(**_declared(wanted)))
-        except Busy:  # the read would wait as long once more
+        except Unavailable:  # the read would wait as long once more
             raise
-        except (HanseError, PolicyError):
+        except (ConnectorError, PolicyError):
             return None
 
     async def prepare(self, holder: TicketHolder, sql: str) -> tuple[Sequence[str], bytes]:
@@ -161,7 +161,7 @@ class FlightQueries:
         """Returns the types of the visible columns by name, where all datasets have the same kind."""
         found: dict[str, dict[str, str]] = {}
         for ticket in tickets:
-            with suppress(HanseError):  # the read itself is refused with the reason
+            with suppress(ConnectorError):  # the read itself is refused with the reason
                 for contract in (await self._hold_usable(ticket)).contracts:
                     as_texts = text_columns(contract.masks)
                     for column in contract.schema.columns:
@@ -305,7 +305,7 @@ class FlightQueries:
             return await self._reads.grants.load(ticket.agreement, consumer=ticket.consumer)
 
     async def _hold_usable(self, ticket: Ticket) -> CompiledAgreement:
-        """Returns the agreement with its contracts that are active now. Raises Refused without one."""
+        """Returns the agreement with its contracts that are active now. Raises Denied without one."""
         return await self._reads.grants.load_usable(
             ticket.agreement,
             consumer=ticket.consumer,
@@ -349,7 +349,7 @@ class FlightQueries:
                     unfiltered=True,
                     **_declared(wanted),
                 )
-        raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
+        raise Absent(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: CompiledAgreement) -> ReadRequest:
         """Returns the read of some blocks of a dataset, as of `GET .../rows?blocks=`, without cursors.
@@ -357,7 +357,7 @@ class FlightQueries:
         All parts of one FlightInfo show the same, or they are refused. Tickets of older releases do not say what.
         """
         if "shown" not in wanted:
-            raise Refused(
+            raise Denied(
                 "this Flight ticket is of this provider's last release; ask for the flight info again",
                 code="flight_ticket_invalid",
             )
@@ -372,9 +372,9 @@ class FlightQueries:
         """Returns the read of the JSON of `POST /data/v1/query`."""
         envelope = request_schemas.parse_envelope(text.encode())
         if envelope.agreement and envelope.agreement not in {ticket.agreement for ticket in tickets}:
-            raise Refused("this ticket is for another agreement than the query names", code="ticket_mismatch")
+            raise Denied("this ticket is for another agreement than the query names", code="ticket_mismatch")
         if envelope.keys:
-            raise BadInput(
+            raise Invalid(
                 "expected no keys over Flight; send tables over HTTP (POST /data/v1/query)", code="envelope_invalid"
             )
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
@@ -384,10 +384,10 @@ class FlightQueries:
 def _bearers(one: FlightTicket, holder: TicketHolder) -> tuple[Ticket, ...]:
     """Returns the shown tickets of the agreements of a Flight ticket: it is read, and charged, under no others.
 
-    Raises Refused unless all are shown."""
+    Raises Denied unless all are shown."""
     held = {ticket.agreement for ticket in holder.tickets}
     if one.consumer != holder.consumer or not held.issuperset(one.agreements):
-        raise Refused(
+        raise Denied(
             "this Flight ticket is for another consumer or another agreement; ask for the flight info "
             "with the ticket that you read with",
             code="ticket_mismatch",

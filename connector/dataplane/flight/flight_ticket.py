@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connector.errors import BadInput, Refused, Unauthenticated
+from connector.errors import Denied, Invalid, Unproven
 
 _MARK = b"hanse1."
 _SEAL = 64
@@ -34,12 +34,12 @@ class FlightTicket:
 
 
 def seal(one: FlightTicket, key: bytes) -> bytes:
-    """Returns the sealed ticket. Raises BadInput for a question that is too large to be sent back."""
+    """Returns the sealed ticket. Raises Invalid for a question that is too large to be sent back."""
     told = {"i": one.id, "c": one.consumer, "a": one.agreements, "x": one.expires, "w": one.wanted}
     text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
     raw = _MARK + _hash(text, key) + text
     if len(raw) > SIZE_MAX:
-        raise BadInput(
+        raise Invalid(
             f"expected a question of at most {SIZE_MAX} bytes over Flight, got one of {len(raw)}; make it shorter, or "
             "ask it over HTTP",
             code="request_too_large",
@@ -48,17 +48,17 @@ def seal(one: FlightTicket, key: bytes) -> bytes:
 
 
 def unseal(raw: bytes, key: bytes, *, now: float) -> FlightTicket:
-    """Returns the ticket in these bytes. Raises Refused for a foreign or changed one, Unauthenticated after its end."""
+    """Returns the ticket in these bytes. Raises Denied for a foreign or changed one, Unproven after its end."""
     text = raw[len(_MARK) + _SEAL :]
     ours = raw.startswith(_MARK) and len(raw) <= SIZE_MAX
     if not ours or not hmac.compare_digest(raw[len(_MARK) : len(_MARK) + _SEAL], _hash(text, key)):
-        raise Refused(
+        raise Denied(
             "expected a Flight ticket as this provider gave it out; ask for the flight info again",
             code="flight_ticket_invalid",
         )
     told = json.loads(text)
     if told["x"] <= now:
-        raise Unauthenticated("the Flight ticket has ended; ask for the flight info again", code="ticket_expired")
+        raise Unproven("the Flight ticket has ended; ask for the flight info again", code="ticket_expired")
     return FlightTicket(told["i"], told["c"], tuple(told["a"]), told["x"], told["w"])
 
 

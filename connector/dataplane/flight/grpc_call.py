@@ -19,7 +19,7 @@ import grpc.aio
 from connector.dataplane.flight.caller import metadata_to_mapping
 from connector.dataplane.http.stall_timeout import send_in_time
 from connector.engine.pool.error_codes import status_of
-from connector.errors import BadInput, HanseError, Limited
+from connector.errors import ConnectorError, Invalid, Limited
 
 SERVICE = "/arrow.flight.protocol.FlightService/"
 BODY_MAX = 2**20  # bytes of a request
@@ -55,7 +55,7 @@ _END_STATUS = {"revoked": 403, "refused": 403, "quota": 429, "lease_expired": 40
 _TEMPORARY = frozenset({"busy", "outcome_unknown"})  # 503 of the connector's own, in addition to those of a worker
 
 
-class StreamEndedEarly(HanseError):
+class StreamEndedEarly(ConnectorError):
     """A stream that did not complete. `record` is its end record."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class StreamEndedEarly(HanseError):
         self.record = record
 
 
-class Unimplemented(HanseError):
+class Unimplemented(ConnectorError):
     status = 501
     code = "unimplemented"
 
@@ -92,7 +92,7 @@ class GrpcCall:
         """Yields the messages of the request.
 
         Raises:
-            BadInput: there are too many, or they are too large.
+            Invalid: there are too many, or they are too large.
             Limited: they do not come in time.
         """
         left = BODY_MAX
@@ -102,16 +102,16 @@ class GrpcCall:
                 return
             left -= len(message)
             if left < 0:
-                raise BadInput(f"expected a request of at most {BODY_MAX} bytes, got more", code="request_too_large")
+                raise Invalid(f"expected a request of at most {BODY_MAX} bytes, got more", code="request_too_large")
             yield message
-        raise BadInput(f"expected at most {_MESSAGES_MAX} messages, got more", code="request_invalid")
+        raise Invalid(f"expected at most {_MESSAGES_MAX} messages, got more", code="request_invalid")
 
     async def single_message(self) -> bytes:
         """Returns the message of a call that has exactly one. Raises as `messages`."""
         async with aclosing(self.messages()) as messages:
             found = [message async for message in messages]
         if len(found) != 1:
-            raise BadInput(f"expected one message, got {len(found)}", code="request_invalid")
+            raise Invalid(f"expected one message, got {len(found)}", code="request_invalid")
         return found[0]
 
     async def begin(self) -> None:
@@ -137,7 +137,7 @@ class GrpcCall:
         """As `send`. Raises Limited when the client does not take the message in time."""
         await send_in_time(lambda moved: self.send(message), seconds=_STALL_TIMEOUT_S)
 
-    def set_error(self, error: HanseError) -> None:
+    def set_error(self, error: ConnectorError) -> None:
         """Set the status that ends the call."""
         agent = (self.metadata.get("user-agent") or [""])[0]
         status, sentence, trailers = error_to_status(error, details="grpc-c++/" in agent)
@@ -154,7 +154,7 @@ class GrpcCall:
         return message if isinstance(message, bytes) else None
 
 
-def error_to_status(error: HanseError, *, details: bool) -> tuple[int, str, tuple[tuple[str, str | bytes], ...]]:
+def error_to_status(error: ConnectorError, *, details: bool) -> tuple[int, str, tuple[tuple[str, str | bytes], ...]]:
     """Returns the status of gRPC, its sentence, and the trailing metadata; `details`: with the problem's JSON."""
     problem: dict[str, Any] = error.problem()
     rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""

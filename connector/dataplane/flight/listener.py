@@ -10,7 +10,7 @@ from typing import Any
 
 from connector.dataplane.flight.catalogue_client import CatalogueClient
 from connector.dataplane.flight.flight_queries import FlightQueries
-from connector.errors import Conflict
+from connector.errors import WrongState
 from connector.infra.http.http_limits import HEAD_SECONDS, connections_max
 
 _STOP_TIMEOUT_S = 3.0
@@ -48,7 +48,7 @@ class FlightServer:
         self.port = listen.port
 
     async def start(self) -> None:
-        """Start to listen. Raises Conflict with the reason where the port or the certificate cannot be used."""
+        """Start to listen. Raises WrongState with the reason where the port or the certificate cannot be used."""
         listen = self._listen
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -65,7 +65,7 @@ class FlightServer:
             else:
                 self.port = server.add_secure_port(address, self._certificate.credentials())
         except (OSError, RuntimeError, ValueError) as error:
-            raise Conflict(
+            raise WrongState(
                 f"Flight cannot listen on {listen.host}:{listen.port} ({error}); check HANSE_FLIGHT_PORT and the "
                 "certificate"
             ) from error

@@ -23,7 +23,7 @@ from connector.dataplane.flight.grpc_call import SERVICE, GrpcCall, StreamEndedE
 from connector.dataplane.flight.protobuf import MalformedMessage
 from connector.dataplane.http.request_context import as_error
 from connector.dataplane.read_log import ReaderEnded
-from connector.errors import BadInput, HanseError, internal_error
+from connector.errors import ConnectorError, Invalid, internal_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -78,10 +78,10 @@ class FlightService(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has
 
     async def answer(self, call: GrpcCall) -> None:
         """Answer one call to its end."""
-        error: HanseError | None = None
+        error: ConnectorError | None = None
         try:
             await self._answer_caller(call)
-        except (HanseError, PolicyError) as refused:
+        except (ConnectorError, PolicyError) as refused:
             error = as_error(refused)
             if error.status >= 500 and not isinstance(error, Unimplemented | StreamEndedEarly):
                 _log.error("failed", code=error.code, reason=error.message, why=error.private)
@@ -258,7 +258,7 @@ def _as_bad_input() -> Iterator[None]:
     try:
         yield
     except (MalformedMessage, UnicodeDecodeError) as garbled:
-        raise BadInput(str(garbled), code="request_invalid") from None
+        raise Invalid(str(garbled), code="request_invalid") from None
 
 
 class _StreamReader:

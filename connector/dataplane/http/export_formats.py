@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from connector.dataplane.read_request import COMPLETE
-from connector.errors import BadInput, NotAcceptable
+from connector.errors import Invalid, NotAcceptable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,17 +45,17 @@ _TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
 def choose_format(given: Mapping[str, str], accept: str) -> str:
     """Return the format that a request asks for: `format`, else the choice of `choose_media`.
 
-    `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula. Raises: BadInput for other values.
+    `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula. Raises: Invalid for other values.
     """
     name = given.get("format") or choose_media(accept)
     guard = given.get("guard", "false")
     if name not in (ARROW, "parquet", "csv") or guard not in ("true", "false"):
-        raise BadInput(
+        raise Invalid(
             f"expected format arrow, parquet or csv and guard true or false, got {name[:50]!r} and {guard[:50]!r}",
             code="format_unknown",
         )
     if guard == "true" and name != "csv":
-        raise BadInput("expected guard only with the format csv, got another format", code="format_unknown")
+        raise Invalid("expected guard only with the format csv, got another format", code="format_unknown")
     return "csv_guarded" if guard == "true" else name
 
 

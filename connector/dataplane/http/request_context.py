@@ -28,7 +28,7 @@ from connector.dataplane.http.vectored_body import (
     SEEN,
     TRAILERS,
 )
-from connector.errors import BadInput, EncodingUnknown, HanseError, QueryInvalid, Refused, internal_error
+from connector.errors import ConnectorError, Denied, EncodingUnknown, Invalid, QueryInvalid, internal_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -47,12 +47,12 @@ class Exchange:
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
     def check(self) -> None:
-        """Check method, HTTP version and encoding. Raises: BadInput or EncodingUnknown."""
+        """Check method, HTTP version and encoding. Raises: Invalid or EncodingUnknown."""
         if self.scope["method"] not in self._methods:
             expected = " or ".join(self._methods)
-            raise BadInput(f"expected {expected} here, got {self.scope['method']}", code="method_not_allowed")
+            raise Invalid(f"expected {expected} here, got {self.scope['method']}", code="method_not_allowed")
         if self.scope.get("http_version") == "1.0":  # such a client takes the chunks of an answer for data
-            raise BadInput("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
+            raise Invalid("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
         encoding = self.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
             raise EncodingUnknown(f"expected a body without Content-Encoding, got {encoding[:40]!r}; send it unencoded")
@@ -63,17 +63,17 @@ class Exchange:
     def query(self, known: Sequence[str], form: bytes = b"") -> dict[str, str]:
         """Return the parameters of the query string and of a form.
 
-        Raises: BadInput for an unknown parameter, or a repeated one.
+        Raises: Invalid for an unknown parameter, or a repeated one.
         """
         text = b"&".join(filter(None, (self.scope["query_string"], form))).decode("latin-1")
         try:
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32)
         except ValueError:
-            raise BadInput("expected at most 32 parameters in the query string, got more") from None
+            raise Invalid("expected at most 32 parameters in the query string, got more") from None
         if unknown := [name for name, _ in pairs if name not in known]:
-            raise BadInput(f"expected parameters {', '.join(known)}, got {unknown[0][:50]!r}", code="parameter_unknown")
+            raise Invalid(f"expected parameters {', '.join(known)}, got {unknown[0][:50]!r}", code="parameter_unknown")
         if len({name for name, _ in pairs}) < len(pairs):
-            raise BadInput("expected each parameter once, got one repeatedly", code="parameter_repeated")
+            raise Invalid("expected each parameter once, got one repeatedly", code="parameter_repeated")
         return dict(pairs)
 
     @property
@@ -94,19 +94,19 @@ class Exchange:
     async def body(self) -> bytes:
         """Return the whole body, at most BODY_MAX. A body that is announced as larger is not read.
 
-        Raises: BadInput where it is too large, or the client left.
+        Raises: Invalid where it is too large, or the client left.
         """
         if (self.length or 0) > BODY_MAX:
-            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, got {self.length}", code="body_too_large")
+            raise Invalid(f"expected a body of at most {BODY_MAX} bytes, got {self.length}", code="body_too_large")
         parts, size, more = [], 0, True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise BadInput("the client left before its request was complete")
+                raise Invalid("the client left before its request was complete")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > BODY_MAX:
-                raise BadInput(f"expected a body of at most {BODY_MAX} bytes, got more", code="body_too_large")
+                raise Invalid(f"expected a body of at most {BODY_MAX} bytes, got more", code="body_too_large")
             more = message.get("more_body", False)
         return b"".join(parts)
 
@@ -185,7 +185,7 @@ class Endpoint:
         exchange = Exchange(scope, receive, send, methods=self._methods)
         try:
             await self._handle(exchange)
-        except (HanseError, PolicyError) as error:
+        except (ConnectorError, PolicyError) as error:
             if exchange.started:
                 raise
             await _refuse(exchange, as_error(error))
@@ -196,16 +196,16 @@ class Endpoint:
             await _refuse(exchange, internal_error())
 
 
-def as_error(error: HanseError | PolicyError) -> HanseError:
+def as_error(error: ConnectorError | PolicyError) -> ConnectorError:
     """Return the error for the client: a refusal by policy is 403 with its rule, an unreadable query is 400."""
-    if isinstance(error, HanseError):
+    if isinstance(error, ConnectorError):
         return error
     if error.rule.startswith("/"):
-        return Refused(str(error), code=error.code, rule=error.rule)
+        return Denied(str(error), code=error.code, rule=error.rule)
     return QueryInvalid(str(error), code=error.code, rule=error.rule)
 
 
-async def _refuse(exchange: Exchange, error: HanseError) -> None:
+async def _refuse(exchange: Exchange, error: ConnectorError) -> None:
     if error.status >= 500:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
     body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()

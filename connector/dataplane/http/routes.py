@@ -37,7 +37,7 @@ from connector.dataplane.http.schemas import PlanForm, envelope_to_request, pars
 from connector.dataplane.http.stall_timeout import OnProgress, send_in_time
 from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
+from connector.errors import Absent, Denied, Invalid, Limited, Unavailable, VersionChanged
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 from connector.usage.grants import Grants
 from policies.vocabulary import expand
@@ -120,7 +120,7 @@ class _DataRoutes:
             envelope = await exchange.parse_body(partial(parse_envelope, body))
         del body  # free megabytes that the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
-            raise Refused(
+            raise Denied(
                 f"expected the ticket's agreement {ticket.agreement}, got another; send that one's ticket",
                 code="ticket_mismatch",
             )
@@ -134,7 +134,7 @@ class _DataRoutes:
         held = await self._grants.load(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
-            raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
+            raise Absent(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
         wanted = RowSelection(
             columns=columns,
             where=given.get("where", ""),
@@ -167,7 +167,7 @@ class _DataRoutes:
             return _parse_parameters(exchange)
         async with self._bodies.hold(exchange, ticket.consumer) as body:
             if len(body) > _FORM_MAX:
-                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, got {len(body)}", code="body_too_large")
+                raise Invalid(f"expected a form of at most {_FORM_MAX} bytes, got {len(body)}", code="body_too_large")
             return await exchange.parse_body(partial(_parse_parameters, exchange, body))
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
@@ -186,7 +186,7 @@ class _DataRoutes:
     async def _find_split(self, ticket: Ticket, wanted: RowSelection, given: Mapping[str, str]) -> ask.Split | None:
         if not given.get("blocks"):
             if given.get("after") or given.get("snapshot") or given.get("shown"):
-                raise BadInput(
+                raise Invalid(
                     "expected blocks with after, snapshot or shown, got none; send the list that they belong to, or all"
                 )
             return None
@@ -264,7 +264,7 @@ class _DataRoutes:
             stream.abandon(changed.code, changed.message)
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
-        except Busy as error:
+        except Unavailable as error:
             stream.abandon(error.code, error.message)
             await exchange.abort()
             raise ConnectionAbortedError("the file cannot be read now") from None
@@ -288,15 +288,15 @@ def _parse_columns(given: Mapping[str, str]) -> tuple[str, ...]:
     if not given.get("column_names"):
         return listed
     if listed:
-        raise BadInput("expected columns or column_names, got both")
+        raise Invalid("expected columns or column_names, got both")
     return parse_names(given["column_names"])
 
 
 def _read_job(exchange: Exchange) -> str:
-    """Return the training job that the consumer names, for the log. Raises: BadInput for a long one."""
+    """Return the training job that the consumer names, for the log. Raises: Invalid for a long one."""
     job: str = exchange.headers.get("hanse-job", "")
     if len(job) > JOB_MAX:
-        raise BadInput(f"expected a job in hanse-job of at most {JOB_MAX} characters, got {len(job)}")
+        raise Invalid(f"expected a job in hanse-job of at most {JOB_MAX} characters, got {len(job)}")
     return job
 
 
@@ -305,11 +305,11 @@ def _parse_number(given: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
-        raise BadInput(f"expected {name} to be a whole number of at least 1, got {text[:20]!r}")
+        raise Invalid(f"expected {name} to be a whole number of at least 1, got {text[:20]!r}")
     return int(text)
 
 
 def _check_identifier(text: str) -> str:
     if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
-        raise BadInput("expected id to be at most 64 letters, digits, _, . or -, got another text")
+        raise Invalid("expected id to be at most 64 letters, digits, _, . or -, got another text")
     return text

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from connector.dataplane import read_request as ask
 from connector.dataplane.read_request import JoinTable, ReadRequest
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.json_number import JSON_NUMBER
 from policies.odrl import strictjson
 from policies.vocabulary import expand
@@ -84,18 +84,18 @@ class Envelope(BaseModel):
 def parse_names(text: str) -> tuple[str, ...]:
     """Return the names in a JSON list unchanged.
 
-    Raises: BadInput for anything but such a list.
+    Raises: Invalid for anything but such a list.
     """
     try:
         return tuple(ColumnNames.model_validate_json(text).root)
     except ValidationError:
-        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], got {text[:40]!r}') from None
+        raise Invalid(f'expected column_names as a JSON list such as ["a,b"], got {text[:40]!r}') from None
 
 
 def parse_envelope(body: bytes) -> Envelope:
     """Parse a body as an envelope.
 
-    Raises: QueryInvalid or BadInput, which names the wrong field.
+    Raises: QueryInvalid or Invalid, which names the wrong field.
     """
     return parse_form(Envelope, body)
 
@@ -106,20 +106,20 @@ _Form = TypeVar("_Form", bound=BaseModel)
 def parse_form(form: type[_Form], body: bytes) -> _Form:
     """Parse a body as the given form.
 
-    Raises: BadInput, which names the wrong field.
+    Raises: Invalid, which names the wrong field.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
-        raise BadInput(f"expected a body of at most {_PARTS_MAX} JSON parts, got more", code="envelope_invalid")
+        raise Invalid(f"expected a body of at most {_PARTS_MAX} JSON parts, got more", code="envelope_invalid")
     try:
         return form.model_validate(strictjson.loads(body))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
+        raise Invalid(f"{where}: {first['msg']}", code="envelope_invalid") from None
     except strictjson.DuplicateMember as error:
-        raise BadInput(str(error), code="envelope_invalid") from None
+        raise Invalid(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput("expected a JSON object as the body, got something else", code="envelope_invalid") from error
+        raise Invalid("expected a JSON object as the body, got something else", code="envelope_invalid") from error
 
 
 def envelope_to_request(envelope: Envelope, tickets: tuple[Ticket, ...]) -> ReadRequest:
@@ -148,4 +148,4 @@ def _decode_arrow(table: EnvelopeTable) -> bytes:
     try:
         return base64.b64decode(table.arrow, validate=True)
     except (binascii.Error, ValueError):
-        raise BadInput(f"expected base64 in keys.{table.name}, got other text", code="envelope_invalid") from None
+        raise Invalid(f"expected base64 in keys.{table.name}, got other text", code="envelope_invalid") from None

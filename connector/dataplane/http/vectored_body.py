@@ -11,14 +11,14 @@ body message:
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk. A descriptor must stay open until `send` returns, which is when all parts were sent. Offered
                    with the extension `hanse.files`. Raises EOFError where a file is shorter, ConnectionAbortedError
-                   where the client has left, Busy where the disk does not answer
+                   where the client has left, Unavailable where the disk does not answer
     hanse.device   with it: the device of the files, which has threads of its own
     hanse.before   called before its first byte, in the sending thread; `send` raises what it raises
     hanse.moved    called while it is sent
     hanse.seen     called in that thread with all bytes of the parts in order, each before it is sent
     hanse.more     called in that thread after the parts were sent: returns the next parts, sent as a chunk of their
-                   own, or None. It must refer to the files of all parts: where `send` raises Busy because the disk does
-                   not answer, a thread still uses their descriptors
+                   own, or None. It must refer to the files of all parts: where `send` raises Unavailable because the
+                   disk does not answer, a thread still uses their descriptors
     hanse.trailers at the end of a chunked body: (name, value) pairs that follow its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
@@ -55,7 +55,7 @@ from connector.dataplane.http.file_sender import (
     wait_writable,
 )
 from connector.dataplane.http.send_threads import OURS, run_in_send_thread
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.http.http_limits import LimitedHttpProtocol
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Cycle(RequestResponseCycle):
         """Send as much as the reader takes without blocking. Returns whether that was everything."""
         try:
             whole = await run_in_send_thread(partial(sending.push, out), stop=sending.stop, device=device, out=out)
-        except Busy:
+        except Unavailable:
             with suppress(OSError):  # the reader may have left
                 self._shut_down()
             raise

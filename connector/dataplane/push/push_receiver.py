@@ -33,7 +33,7 @@ from connector.dataplane.data_address import HTTP_DATA, PATH
 from connector.dataplane.push import received_files
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits
-from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, internal_error
+from connector.errors import Absent, ConnectorError, Denied, Invalid, Unavailable, Unproven, internal_error
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.infra.http.media_type import ARROW_STREAM, OCTETS, read_media_type
@@ -78,7 +78,7 @@ class IncomingPush:
         self.waited, self.recent_bytes = 0.0, 0  # seconds and bytes since enough was received
         self.checking = False
         self.over = known is not None  # it counts, or its file is removed
-        self._why: HanseError | None = None
+        self._why: ConnectorError | None = None
         self._work: asyncio.Future[Any] | None = None
 
     async def do(self, work: Awaitable[_T]) -> _T:
@@ -96,7 +96,7 @@ class IncomingPush:
                 raise
             raise self._why from None
 
-    def stop(self, why: HanseError) -> None:
+    def stop(self, why: ConnectorError) -> None:
         """End the push now, unless it counts already."""
         self._why = self._why or why
         if self._work is not None:
@@ -134,10 +134,10 @@ class PushReceiver:
     def address(self, transfer_id: str) -> dict[str, Any]:
         """Return our own data address for one transfer, for its request.
 
-        Raises: BadInput where this connector receives nothing.
+        Raises: Invalid where this connector receives nothing.
         """
         if not self.room.total:
-            raise BadInput(
+            raise Invalid(
                 "this connector receives no pushes (HANSE_RECEIVED_MB is 0): set it, name a data_address to push to, "
                 "or ask for a format that is pulled",
                 code="nothing_received",
@@ -168,21 +168,19 @@ class PushReceiver:
     async def take(self, transfer_id: str, authorization: str, *, media: str, ask: ReadPiece) -> PushedData:
         """Receive a whole push and return its record after the commit. A repeat changes nothing.
 
-        Raises: Unauthenticated, with the same message, for a wrong token, and for a transfer that is unknown
+        Raises: Unproven, with the same message, for a wrong token, and for a transfer that is unknown
         or not running. After any other error nothing of the push is kept, and its event has the reason.
         """
         transfer, known = await self._find_transfer(transfer_id, authorization)  # 1
         media = read_media_type(media or OCTETS)
         if known is None and not media:
-            raise BadInput(
-                f"expected the media type of the body, such as {ARROW_STREAM} or text/csv", code="media_type"
-            )
+            raise Invalid(f"expected the media type of the body, such as {ARROW_STREAM} or text/csv", code="media_type")
         coming = await self._assign_place(transfer, known, media)
         try:
             if transfer.code == _FULL:
                 await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=None))
             return await self._receive(coming, ask)
-        except HanseError as error:
+        except ConnectorError as error:
             await self._forget(coming)  # before the event: its readers must find no file
             if known is None and error.code != UNKNOWN:
                 await self._record_refusal(coming, error)
@@ -206,7 +204,7 @@ class PushReceiver:
 
     async def _find_transfer(self, transfer_id: str, authorization: str) -> tuple[Transfer, PushedData | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
-        refusal = Unauthenticated(
+        refusal = Unproven(
             "expected the authorization of an expected push; it is in the data address of a transfer "
             "request, and is valid while that transfer runs"
         )
@@ -222,11 +220,11 @@ class PushReceiver:
     async def _assign_place(self, transfer: Transfer, known: PushedData | None, media: str) -> IncomingPush:
         """Take a place for the push. Without one, its transfer shows that it waits.
 
-        Raises: Busy without a place.
+        Raises: Unavailable without a place.
         """
         try:
             return self._start_push(transfer, known, media)
-        except Busy as full:
+        except Unavailable as full:
             if full.code == _FULL != transfer.code:
                 await self._store.write(partial(_set_transfer_reason, transfer_id=transfer.id, error=full))
             raise
@@ -237,27 +235,27 @@ class PushReceiver:
         Repeats last as long as their senders like and bring nothing, so they have places of their own.
         """
         if self._draining:
-            raise Busy(self._draining, code="shutting_down")
+            raise Unavailable(self._draining, code="shutting_down")
         before = self._coming.get(transfer.id)
         if known is None and before is not None and before.checking:
-            raise Busy(
+            raise Unavailable(
                 "the previous push of this transfer is being checked; push again in a moment", code="being_checked"
             )
         if before is None:
             self._check_places(transfer, known)
         if before is not None:
-            before.stop(BadInput("the same push was started again", code="replaced"))
+            before.stop(Invalid("the same push was started again", code="replaced"))
         coming = IncomingPush(transfer, known, self._arriving / secrets.token_hex(16), media)
         self._coming[transfer.id] = coming
         return coming
 
     def _check_places(self, transfer: Transfer, known: PushedData | None) -> None:
-        """Raises: Busy where all places of its kind are taken, or its counterparty has its share of them."""
+        """Raises: Unavailable where all places of its kind are taken, or its counterparty has its share of them."""
         kind, who = "pushes" if known is None else "repeats of pushes", transfer.counterparty
         others = [one.transfer.counterparty for one in self._coming.values() if (one.known is None) == (known is None)]
         for count, most, of in ((len(others), _AT_ONCE, ""), (others.count(who), _EACH, f" of {who}")):
             if count >= most:
-                raise Busy(
+                raise Unavailable(
                     f"{most} {kind}{of} are under way, which is the limit; this one waits for a place", code=_FULL
                 )
 
@@ -272,12 +270,12 @@ class PushReceiver:
                 found = await coming.do(self._check(coming))  # 3
             return await asyncio.shield(self._publish(coming, found))  # 4
         except TimeoutError:
-            raise BadInput(
+            raise Invalid(
                 f"expected a push within {self.room.seconds:g} s, got a slower one", code="too_slow"
             ) from None
         except OSError as error:
             raise received_files.build_write_error(error) from error
-        except HanseError:
+        except ConnectorError:
             raise
         except Exception as error:
             _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
@@ -295,7 +293,7 @@ class PushReceiver:
             row = await self._store.write(lambda tx: _store_record(tx, coming, found))
         except Exception as error:
             coming.over = True
-            if not isinstance(error, Busy) or error.code != UNKNOWN:
+            if not isinstance(error, Unavailable) or error.code != UNKNOWN:
                 await asyncio.to_thread(received_files.undo_publish, target, before)
                 coming.over = False
             raise
@@ -324,7 +322,7 @@ class PushReceiver:
     async def _read_piece(self, coming: IncomingPush, ask: ReadPiece) -> bytes | None:
         """Return the next piece. The time of our own disk does not count against the sender.
 
-        Raises: Busy where next to nothing comes within the limit.
+        Raises: Unavailable where next to nothing comes within the limit.
         """
         began = time.monotonic()
         try:
@@ -332,7 +330,7 @@ class PushReceiver:
                 piece = await ask()
         except TimeoutError:
             message = f"received {coming.recent_bytes} bytes in {self.room.stall:g} s, which is too slow; push it again"
-            raise Busy(message, code="sender_stalled") from None
+            raise Unavailable(message, code="sender_stalled") from None
         coming.waited += time.monotonic() - began
         coming.recent_bytes += len(piece or b"")
         if coming.recent_bytes >= _LEAST:
@@ -343,13 +341,13 @@ class PushReceiver:
         coming.size += size
         self._held += size
         if coming.size > self.room.each:
-            raise BadInput(
+            raise Invalid(
                 f"expected at most {self.room.each} bytes in one push, got more; its consumer can request less, or "
                 "raise HANSE_RECEIVED_EACH_MB",
                 code="push_too_large",
             )
         if self._held > self.room.total:
-            raise Busy(
+            raise Unavailable(
                 f"expected at most {self.room.total} bytes of received data, got more; the consumer can remove "
                 "what it has read (`hanse transfer remove`) or raise HANSE_RECEIVED_MB",
                 code="received_full",
@@ -375,7 +373,7 @@ class PushReceiver:
         await self._checks.take(coming.transfer.counterparty)
         try:
             return await self._pool.ask(self._build_check_job(coming))
-        except HanseError as error:
+        except ConnectorError as error:
             raise _translate_check_error(error, coming) from error
         finally:
             self._checks.give_back(coming.transfer.counterparty)
@@ -389,7 +387,7 @@ class PushReceiver:
             consumer=coming.transfer.counterparty,
         )
 
-    async def _record_refusal(self, coming: IncomingPush, error: HanseError) -> None:
+    async def _record_refusal(self, coming: IncomingPush, error: ConnectorError) -> None:
         """Record the refusal in the transfer and in the log."""
         refused = _build_event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size})
         recorded = self._store.refusals.admit(refused, time.monotonic())
@@ -411,7 +409,7 @@ class PushReceiver:
     async def file(self, transfer_id: str) -> tuple[Path, str]:
         """Return the file received under a transfer, and its media type.
 
-        Raises: NotFound, which says why it is missing.
+        Raises: Absent, which says why it is missing.
         """
         known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         path = self._file(transfer_id)
@@ -419,13 +417,13 @@ class PushReceiver:
             return path, known.media
         if known is None:
             why = "it is still arriving" if transfer_id in self._coming else "see the transfer's state and reason"
-            raise NotFound(f"nothing was received under {transfer_id!r}: {why}", code="nothing_received")
+            raise Absent(f"nothing was received under {transfer_id!r}: {why}", code="nothing_received")
         why = "was removed; request the transfer again"
         if known.removed_at is None:
             why = (
                 "is at another process of this connector, or was lost when one stopped during removal; remove it again"
             )
-        raise NotFound(f"the data received under {transfer_id!r} {why}", code="not_kept")
+        raise Absent(f"the data received under {transfer_id!r} {why}", code="not_kept")
 
     async def remove(self, transfer_id: str, *, by: str) -> None:
         """Remove the file of a transfer; the record that it was received stays.
@@ -433,8 +431,8 @@ class PushReceiver:
         The file is removed before the record says so. Where another process has the file, the event makes that process
         remove it, now or at its start.
 
-        Raises: NotFound without a file. Busy where the disk does not release it: then nothing has changed, and it can
-        be requested again.
+        Raises: Absent without a file. Unavailable where the disk does not release it: then nothing has changed, and it
+        can be requested again.
         """
         known = await self._store.read(lambda tx: tx.pushed_data.get(transfer_id))
         if known is None or (known.removed_at is not None and not self._file(transfer_id).exists()):
@@ -448,7 +446,7 @@ class PushReceiver:
         try:
             size = await received_files.run_in_thread(received_files.remove_file, self._file(transfer_id))
         except OSError as error:
-            raise Busy(
+            raise Unavailable(
                 f"the file cannot be removed ({error.strerror}); its operator must make the data directory writable, "
                 "then remove it again",
                 code="not_removed",
@@ -471,7 +469,7 @@ class PushReceiver:
         """Take nothing new, and stop pushes under way: their providers push again."""
         self._draining = reason
         for coming in tuple(self._coming.values()):
-            coming.stop(Busy(reason, code="shutting_down"))
+            coming.stop(Unavailable(reason, code="shutting_down"))
 
     def _on_event(self, event: Event) -> None:
         """Stop pushes of transfers that no longer run, and remove what terminated ones have received."""
@@ -481,7 +479,7 @@ class PushReceiver:
             return
         state, coming = str(event.detail.get("state")), self._coming.get(event.process)
         if coming is not None and state not in _receiving_states(coming.known):
-            coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
+            coming.stop(Denied(f"the transfer is {state.lower()}", code="transfer_not_started"))
         if _is_discarded(state, event.code) and self._file(event.process).exists():
             self._spawn(self._until_done(event.process, lambda: self.remove(event.process, by="termination")))
 
@@ -495,9 +493,9 @@ class PushReceiver:
         while True:
             try:
                 await removing()
-            except NotFound:
+            except Absent:
                 return  # it never counted, or was removed already
-            except HanseError as error:
+            except ConnectorError as error:
                 _log.error("not_removed", transfer=transfer_id, reason=error.message)
                 await asyncio.sleep(_REMOVE_AGAIN)
             else:
@@ -520,29 +518,29 @@ def _is_discarded(state: str, code: str) -> bool:
 def check_complete(found: Mapping[str, Any]) -> None:
     """Check a readable stream against its own end record (3). A stream without one is accepted as it is.
 
-    Raises: BadInput where the record says incomplete, or its totals or digest differ.
+    Raises: Invalid where the record says incomplete, or its totals or digest differ.
     """
     end = found["end"]
     if end is None:
         return
     if end.get("status") != "complete":
         reason = str(end.get("reason") or end.get("code") or "no reason given")[:500]
-        raise BadInput(
+        raise Invalid(
             f"expected a complete stream, its end record says {end.get('status')!r:.40}: {reason}", code="incomplete"
         )
     for name, code in (("digest", "digest_mismatch"), ("rows", "totals_differ"), ("batches", "totals_differ")):
         if end.get(name) != found[name] or found[name] == "":
-            raise BadInput(
+            raise Invalid(
                 f"expected the {name} of its end record, {end.get(name)!r:.100}, got {found[name]!r}; its sender must "
                 "find out why they differ, then it can be requested again",
                 code=code,
             )
 
 
-def _translate_check_error(error: HanseError, coming: IncomingPush) -> HanseError:
+def _translate_check_error(error: ConnectorError, coming: IncomingPush) -> ConnectorError:
     """Return an error of a check in terms of its sender; those of workers speak of queries."""
     if error.code == "digest_mismatch":
-        return BadInput(error.message, code=error.code)
+        return Invalid(error.message, code=error.code)
     if error.code not in ("time_limit", "worker_wanted"):
         return error
     return type(error)(
@@ -555,9 +553,9 @@ def _translate_check_error(error: HanseError, coming: IncomingPush) -> HanseErro
 def _store_record(tx: Transaction, coming: IncomingPush, found: Mapping[str, Any]) -> PushedData:
     transfer = tx.transfers.get(coming.transfer.id)
     if transfer is None or transfer.state not in _RUNS:
-        raise Refused("the transfer no longer runs", code="transfer_not_started")
+        raise Denied("the transfer no longer runs", code="transfer_not_started")
     if tx.pushed_data.get(transfer.id) is not None:
-        raise Busy(
+        raise Unavailable(
             "an earlier push of this transfer counts already; push again to get its record", code="being_checked"
         )
     row = PushedData(
@@ -578,7 +576,7 @@ def _store_record(tx: Transaction, coming: IncomingPush, found: Mapping[str, Any
     return row
 
 
-def _set_transfer_reason(tx: Transaction, transfer_id: str, error: HanseError | None) -> None:
+def _set_transfer_reason(tx: Transaction, transfer_id: str, error: ConnectorError | None) -> None:
     """Set or clear the reason why the push of a waiting transfer did not come."""
     row = tx.transfers.get(transfer_id)
     if row is not None and row.state in _RUNS and tx.pushed_data.get(row.id) is None:
@@ -595,12 +593,17 @@ def _record_removal(tx: Transaction, transfer_id: str, by: str, *, here: bool) -
     tx.publish(_build_event(DataRemoved, transfer, actor=by, detail=detail))
 
 
-def _nothing_kept_error(transfer_id: str) -> NotFound:
-    return NotFound(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
+def _nothing_kept_error(transfer_id: str) -> Absent:
+    return Absent(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
 
 
 def _build_event(
-    kind: type[Event], transfer: Transfer, *, detail: dict[str, Any], actor: str = "", error: HanseError | None = None
+    kind: type[Event],
+    transfer: Transfer,
+    *,
+    detail: dict[str, Any],
+    actor: str = "",
+    error: ConnectorError | None = None,
 ) -> Event:
     return kind(
         actor=actor or transfer.counterparty,

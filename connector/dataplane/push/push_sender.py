@@ -29,7 +29,7 @@ from connector.dataplane.http.send_threads import run_in_send_thread
 from connector.dataplane.push.target import Target
 from connector.dataplane.read_request import ReadRequest
 from connector.dataplane.tickets import Ticket
-from connector.errors import Busy, HanseError, NotFound, PeerRefused, PeerUnreachable, Refused, VersionChanged
+from connector.errors import Absent, ConnectorError, Denied, PeerRefused, PeerUnreachable, Unavailable, VersionChanged
 from connector.infra.net.http_client import HttpClient, StreamedReply, fits_header, origin
 from connector.store.tables import Transfer
 from connector.telemetry import logger
@@ -59,8 +59,8 @@ async def push(
 ) -> None:
     """Send the dataset of a started push transfer with POST. Returns when the consumer has acknowledged everything.
 
-    Raises: PeerRefused or Busy where another attempt may succeed, for example where the consumer acknowledges before
-    reading everything, or where our own files or engine fail. Refused, Limited or NotFound where it cannot: the
+    Raises: PeerRefused or Unavailable where another attempt may succeed, for example where the consumer acknowledges
+    before reading everything, or where our own files or engine fail. Denied, Limited or Absent where it cannot: the
     agreement refuses, the stream was ended before it was complete, or the consumer's address refuses.
     """
     try:
@@ -77,28 +77,28 @@ async def push(
             job=to.job,
         )
         await _send(transfer, wanted, to=to, addresses=addresses, reads=reads, net=net)
-    except (HanseError, PolicyError) as raised:
+    except (ConnectorError, PolicyError) as raised:
         error = as_error(raised)
         if error.status < 500 and not _is_final(error):
-            error = Busy(error.message, code=error.code)
+            error = Unavailable(error.message, code=error.code)
         if error is raised:
             raise
         raise error from raised
 
 
-def _is_final(error: HanseError) -> bool:
+def _is_final(error: ConnectorError) -> bool:
     """Return whether a refusal by the agreement or the consumer is final.
 
     All else may succeed later: other reads end, storage answers again, a replaced file is registered again.
     """
-    return error.code in _SPENT or (isinstance(error, Refused | NotFound) and error.code not in _PASSES)
+    return error.code in _SPENT or (isinstance(error, Denied | Absent) and error.code not in _PASSES)
 
 
 async def _send(
     transfer: Transfer, wanted: ReadRequest, *, to: Target, addresses: Addresses, reads: Reads, net: HttpClient
 ) -> None:
     if not fits_header(to.authorization):  # for transfers stored before requests were checked for this
-        raise Refused("expected an authorization that fits an HTTP header, got another one", code="push_refused")
+        raise Denied("expected an authorization that fits an HTTP header, got another one", code="push_refused")
     headers = {"content-type": MEDIA, **({to.header: to.authorization} if to.authorization else {})}
     async with AsyncExitStack() as reading, _limit_answer_time(to) as waiting:
         stream = await reading.enter_async_context(reads.open(wanted, spans=True))
@@ -202,14 +202,14 @@ class _PushBody:
             return await run_in_send_thread(work, stop=_ignore_stop, device=part.device)
         except (EOFError, VersionChanged):
             why = VersionChanged.of("a file of this version is not what it was").message
-            raise Busy(f"the push failed: {why}", code="version_changed") from None
+            raise Unavailable(f"the push failed: {why}", code="version_changed") from None
 
     def _check(self, piece: memoryview) -> None:
-        """Raises: Refused beyond the consumer's limit. PeerUnreachable where it takes too long after the read is
+        """Raises: Denied beyond the consumer's limit. PeerUnreachable where it takes too long after the read is
         over."""
         self.sent += len(piece)
         if self._to.most and self.sent > self._to.most:
-            raise Refused(
+            raise Denied(
                 f"expected at most {self._to.most} bytes, the limit of its consumer, got more", code="push_too_large"
             )
         if not self._stream.over:
@@ -236,9 +236,9 @@ def _check_complete(stream: GovernedStream) -> None:
     """Raise our own reason for an incomplete stream: it says more than the consumer's answer."""
     end = stream.end
     if end is not None and end.status == read_request.FAILED:
-        raise Busy(f"the push failed: {end.reason}", code=end.code or "failed")
+        raise Unavailable(f"the push failed: {end.reason}", code=end.code or "failed")
     if end is not None and end.status != read_request.COMPLETE:
-        raise Refused(f"the push ended before it was complete: {end.reason}", code=end.code or end.status)
+        raise Denied(f"the push ended before it was complete: {end.reason}", code=end.code or end.status)
 
 
 def _describe_early_answer(answer: StreamedReply, endpoint: str, sent: int) -> str:
@@ -249,13 +249,13 @@ def _describe_early_answer(answer: StreamedReply, endpoint: str, sent: int) -> s
     )
 
 
-async def _build_refusal(answer: StreamedReply, endpoint: str) -> HanseError:
+async def _build_refusal(answer: StreamedReply, endpoint: str) -> ConnectorError:
     problem = _parse_problem(await answer.read_up_to(_ANSWER_MAX))
     detail = f": {' '.join(str(problem['detail'])[:500].split())}" if "detail" in problem else ""  # a line in a log
     said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{detail}"
     later = answer.status in _LATER or problem.get("code") == _NOT_STARTED
     # Redirections are final too: none is followed.
-    return Refused(said, code="push_refused") if 300 <= answer.status < 500 and not later else PeerRefused(said)
+    return Denied(said, code="push_refused") if 300 <= answer.status < 500 and not later else PeerRefused(said)
 
 
 def _parse_problem(body: bytes) -> dict[str, Any]:
@@ -283,9 +283,9 @@ async def _renew(stream: GovernedStream, transfer: Transfer, addresses: Addresse
     try:
         while True:
             await asyncio.sleep(addresses.seconds / _RENEWALS)
-            with suppress(Busy):  # the database is away: the ticket outlasts several attempts
+            with suppress(Unavailable):  # the database is away: the ticket outlasts several attempts
                 await reads.renew(stream.id, _issue_ticket(transfer, addresses))
-    except HanseError as error:  # no longer permitted: the read ends with its current ticket
+    except ConnectorError as error:  # no longer permitted: the read ends with its current ticket
         _log.info("push_not_renewed", transfer=transfer.id, code=error.code, reason=error.message)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra import atomic_files
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -96,11 +96,11 @@ async def run_in_thread(work: Callable[..., _T], *given: Any) -> _T:
         raise
 
 
-def build_write_error(error: OSError) -> Busy:
+def build_write_error(error: OSError) -> Unavailable:
     """Return the error for a sender whose push our disk does not take."""
     full = error.errno in _NO_ROOM
     what = "free space on" if full else "check the limit of open files, and"
-    return Busy(
+    return Unavailable(
         f"the consumer cannot write the push to its disk ({error.strerror}); its operator must {what} the disk of its "
         "data directory",
         code="disk_full" if full else "not_written",

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.http.request_context import Exchange
 from connector.dataplane.push.push_receiver import PUSHED, PushReceiver
-from connector.errors import BadInput, HanseError
+from connector.errors import ConnectorError, Invalid
 from connector.infra.http.http_limits import REFUSED_SECONDS
 from connector.telemetry import logger
 
@@ -37,14 +37,14 @@ class _PushEndpoint:
         exchange = Exchange(scope, receive, send)
         try:
             await self._take(exchange)
-        except HanseError as error:
+        except ConnectorError as error:
             await _refuse(exchange, error)
 
     async def _take(self, exchange: Exchange) -> None:
         if exchange.scope["method"] not in _METHODS:
-            raise BadInput(f"expected POST here, got {exchange.scope['method']}", code="method_not_allowed")
+            raise Invalid(f"expected POST here, got {exchange.scope['method']}", code="method_not_allowed")
         if exchange.scope.get("http_version") == "1.0":
-            raise BadInput("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
+            raise Invalid("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
         row = await self._receiving.take(
             exchange.path("transfer"),
             exchange.headers.get("authorization", ""),
@@ -56,7 +56,7 @@ class _PushEndpoint:
 
 
 class _BodyReader:
-    """Returns the next piece of a body with each call. Raises: BadInput where the sender leaves before its end."""
+    """Returns the next piece of a body with each call. Raises: Invalid where the sender leaves before its end."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._receive, self._more = exchange.receive, True
@@ -66,12 +66,12 @@ class _BodyReader:
             return None
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            raise BadInput("the sender left before its stream was complete; push it again", code="cut")
+            raise Invalid("the sender left before its stream was complete; push it again", code="cut")
         self._more = message.get("more_body", False)
         return bytes(message.get("body", b""))
 
 
-async def _refuse(exchange: Exchange, error: HanseError) -> None:
+async def _refuse(exchange: Exchange, error: ConnectorError) -> None:
     if error.status >= 500:
         _log.warning("push_refused", code=error.code, reason=error.message, why=error.private)
     body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from connector.acting import JOB_MAX
-from connector.errors import BadInput, check_harmless
+from connector.errors import Invalid, check_harmless
 from connector.infra.net.http_client import fits_header
 
 JOB_PROPERTY = "hanse-job"  # of a data address: the training job that the push is for, as the consumer declares it
@@ -36,14 +36,14 @@ class Target:
         The protocol's names are `authorization` and `authType`. EDC's HTTP sinks have `authKey`, the name of a header,
         and `authCode`, its value (EDC, data-plane-http, HttpDataAddress).
 
-        Raises: BadInput for an authorization that no header can carry, and for a sink with `path`, `queryParams` or a
+        Raises: Invalid for an authorization that no header can carry, and for a sink with `path`, `queryParams` or a
         `method` other than POST, which pushes do not support.
         """
         most = properties.get("maxBytes", "")
         said = most.isascii() and most.isdigit() and len(most) < 20
         header, shown = _read_authorization(properties)
         if not fits_header(shown):
-            raise BadInput("expected an authorization of printable ASCII, which a header can carry, got another")
+            raise Invalid("expected an authorization of printable ASCII, which a header can carry, got another")
         _check_supported(properties)
         job = properties.get(JOB_PROPERTY, "")
         check_harmless(job=job)
@@ -56,7 +56,7 @@ def _read_authorization(properties: Mapping[str, str]) -> tuple[str, str]:
     if not shown and properties.get("authCode"):
         header = properties.get("authKey", "") or "authorization"
         if not _HEADER.fullmatch(header):
-            raise BadInput(f"expected Authorization or a header X-... as authKey, got {header[:60]!r}")
+            raise Invalid(f"expected Authorization or a header X-... as authKey, got {header[:60]!r}")
         return header.lower(), properties["authCode"]
     bearer = properties.get("authType", "").lower() == "bearer" and shown and " " not in shown
     return "authorization", f"Bearer {shown}" if bearer else shown
@@ -65,7 +65,7 @@ def _read_authorization(properties: Mapping[str, str]) -> tuple[str, str]:
 def _check_supported(properties: Mapping[str, str]) -> None:
     method = properties.get("method", "") or "POST"
     if method.upper() != "POST":
-        raise BadInput(f"expected a sink that takes POST, got the method {method[:20]!r}; leave out `method`")
+        raise Invalid(f"expected a sink that takes POST, got the method {method[:20]!r}; leave out `method`")
     for name in _NOT_SUPPORTED:
         if properties.get(name):
-            raise BadInput(f"expected the whole address of the sink in baseUrl, got `{name}` too; put it into baseUrl")
+            raise Invalid(f"expected the whole address of the sink in baseUrl, got `{name}` too; put it into baseUrl")

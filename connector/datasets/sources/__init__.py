@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from connector.datasets.sources.source_files import FileRef
-from connector.errors import BadInput, redact_name
+from connector.errors import Invalid, redact_name
 
 if TYPE_CHECKING:
     from connector.datasets.external import Outside
@@ -100,11 +100,11 @@ class DivisibleSource(Protocol):
 def divisible_source(kind: str) -> DivisibleSource:
     """Return the module of a kind that can be read by row number.
 
-    Raises: BadInput for other kinds.
+    Raises: Invalid for other kinds.
     """
     found = source(kind)
     if not hasattr(found, "attach_rows"):
-        raise BadInput(f"a {kind} dataset has no fixed order of rows; read it as one stream", code="not_divisible")
+        raise Invalid(f"a {kind} dataset has no fixed order of rows; read it as one stream", code="not_divisible")
     return cast(DivisibleSource, found)
 
 
@@ -137,10 +137,10 @@ def remote_source(kind: str) -> RemoteSource | None:
 def source(kind: str) -> Source:
     """Return the module of a kind.
 
-    Raises: BadInput with the known kinds if there is no such kind.
+    Raises: Invalid with the known kinds if there is no such kind.
     """
     if kind not in SOURCES:
-        raise BadInput(
+        raise Invalid(
             f"expected a kind of source ({', '.join(SOURCES)}), came {redact_name(kind)!r}", code="source_unknown"
         )
     return cast(Source, importlib.import_module(SOURCES[kind]))
@@ -170,11 +170,11 @@ def _kind_of(name: str) -> str:
 def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return each option of a kind with its value.
 
-    Raises: BadInput for an unknown option or a wrong type.
+    Raises: Invalid for an unknown option or a wrong type.
     """
     known = {option.name: option for option in source(kind).OPTIONS}
     if unknown := sorted(set(given) - set(known)):
-        raise BadInput(
+        raise Invalid(
             f"a {kind} source has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}",
             code="option_unknown",
         )
@@ -184,14 +184,14 @@ def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def check_options(kind: str, given: Mapping[str, Any]) -> None:
     """Check the options of a new registration.
 
-    Versions that were registered earlier may have other values and are still read with them. Raises: BadInput for a
+    Versions that were registered earlier may have other values and are still read with them. Raises: Invalid for a
     value that is not allowed.
     """
     asked = read_options(kind, given)
     for option in source(kind).OPTIONS:
         if option.values is not None and (value := asked[option.name]) not in option.values:
             first, last = option.values[0], option.values[-1]
-            raise BadInput(
+            raise Invalid(
                 f"expected {option.name} to be {first} to {last} ({option.help}), came {value}", code="option_invalid"
             )
 
@@ -199,7 +199,7 @@ def check_options(kind: str, given: Mapping[str, Any]) -> None:
 def _value(option: Option, value: Any) -> Any:
     fits = type(value) is option.type and (not isinstance(value, str) or len(value) <= 256)
     if value != option.default and not fits:
-        raise BadInput(
+        raise Invalid(
             f"option {option.name} is {option.type.__name__} ({option.help}), came {type(value).__name__}",
             code="option_invalid",
         )

@@ -42,7 +42,7 @@ from connector.datasets.sources.to_parquet import (
     open_file,
     write_parquet,
 )
-from connector.errors import BadInput, SourceUnreadable
+from connector.errors import Invalid, SourceUnreadable
 from connector.infra import jemalloc
 from policies.contracts import columns
 
@@ -90,24 +90,24 @@ _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """Return the file, or each CSV file below the directory."""
     if (encoding := options.get("encoding")) and encoding not in ENCODINGS:
-        raise BadInput(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
+        raise Invalid(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
     if len(str(options.get("delimiter", "")).encode()) > _DELIMITER_MAX:
-        raise BadInput(
+        raise Invalid(
             f"expected a delimiter of at most {_DELIMITER_MAX} bytes, came {options['delimiter']!r}",
             code="option_invalid",
         )
     for name, marks in _MARKS.items():
         if (mark := options.get(name)) and mark not in marks:
-            raise BadInput(
+            raise Invalid(
                 f"expected {name} to be one of {' '.join(map(repr, marks))}, came {mark!r}", code="option_invalid"
             )
     for name in ("quote", "escape"):
         if (mark := options.get(name)) and len(mark.encode()) > 1 and (name, mark) != ("quote", UNQUOTED):
-            raise BadInput(f"expected {name} to be one letter of ASCII, came {mark!r}", code="option_invalid")
+            raise Invalid(f"expected {name} to be one letter of ASCII, came {mark!r}", code="option_invalid")
     if options.get("skip_lines", 0) < 0:
-        raise BadInput(f"expected skip_lines to be 0 or more, came {options['skip_lines']}", code="option_invalid")
+        raise Invalid(f"expected skip_lines to be 0 or more, came {options['skip_lines']}", code="option_invalid")
     if options.get("thousands") and options["thousands"] == (options.get("decimal") or "."):
-        raise BadInput("expected decimal and thousands to be different characters", code="option_invalid")
+        raise Invalid("expected decimal and thousands to be different characters", code="option_invalid")
     check_apart(engine_options(options))
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
@@ -265,14 +265,14 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
         try:
             con.execute("SELECT try_strptime('', ?)", [str(options[name])]).fetchall()
         except Exception as error:  # an engine error; its class is not imported here
-            raise BadInput(
+            raise Invalid(
                 f"expected {name} in the letters of strftime, as %d.%m.%Y %H:%M, came {options[name]!r}",
                 code="option_invalid",
             ) from error
         letters = set(_LETTER.findall(str(options[name])))
         others = _NO_ZONE if name == "timestamp_format" else _NO_DAY
         if letters & others or not letters & _YEAR:
-            raise BadInput(
+            raise Invalid(
                 f"expected {name} with a year and without {' '.join(f'%{one}' for one in sorted(others))}, came "
                 f"{options[name]!r}; leave it out, and such values are text",
                 code="option_invalid",

@@ -13,7 +13,7 @@ from typing import Any
 from connector.datasets.sources import text_inference
 from connector.datasets.sources.source_files import quote_list, quote_text
 from connector.datasets.sources.to_parquet import bad_lines, describe_file, lines_unreadable, open_file
-from connector.errors import BadInput, SourceUnreadable
+from connector.errors import Invalid, SourceUnreadable
 
 ENCODINGS = ("utf-8", "latin-1", "utf-16")
 UNQUOTED = "none"
@@ -76,16 +76,16 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, str]:
 def check_apart(given: Mapping[str, str]) -> None:
     """Check that the options can be told apart.
 
-    Raises: BadInput where one option contains the sign of another, or a line end.
+    Raises: Invalid where one option contains the sign of another, or a line end.
     """
     marks = {option: _unquote(given.get(_TEXTS[option], "''")) for option in (*_DIALECT, "null_text")}
     for option in _DIALECT:
         if _LINE_END.search(marks[option]):
-            raise BadInput(f"expected {option} without a line end, came {marks[option]!r}", code="option_invalid")
+            raise Invalid(f"expected {option} without a line end, came {marks[option]!r}", code="option_invalid")
     for one, other in _APART:
         mark, beside = marks[one], marks[other]
         if mark and beside and (mark in beside or beside in mark):
-            raise BadInput(
+            raise Invalid(
                 f"expected {one} and {other} to have no sign in common, came {mark!r} and {beside!r}",
                 code="option_invalid",
             )

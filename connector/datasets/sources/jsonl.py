@@ -25,7 +25,7 @@ from connector.datasets.sources.to_parquet import (
     replace_types,
     write_parquet,
 )
-from connector.errors import BadInput, SourceUnreadable
+from connector.errors import Invalid, SourceUnreadable
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 OPTIONS: tuple[Option, ...] = (
@@ -60,7 +60,7 @@ _STRANGE = {
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """Return the file, or each JSON lines file below the directory."""
     if options.get("max_depth", 1) < 1:
-        raise BadInput(f"expected max_depth to be 1 or more, came {options['max_depth']}", code="option_invalid")
+        raise Invalid(f"expected max_depth to be 1 or more, came {options['max_depth']}", code="option_invalid")
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)

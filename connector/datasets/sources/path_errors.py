@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from connector.errors import Busy, HanseError, PathRefused
+from connector.errors import ConnectorError, PathRefused, Unavailable
 
 PATH_CHARACTERS_MAX = 4_096
 _SHOWN_CHARACTERS = 300
@@ -43,12 +43,12 @@ _ADVICE: Mapping[int, _Advice] = {
 _SHORT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN))
 
 
-def path_refusal(error: OSError, path: str) -> HanseError:
-    """Return the answer to a registration of `path` that ended with `error`: PathRefused, or Busy where this machine
-    lacks a resource."""
+def path_refusal(error: OSError, path: str) -> ConnectorError:
+    """Return the answer to a registration of `path` that ended with `error`: PathRefused, or Unavailable where this
+    machine lacks a resource."""
     reason = error.strerror or type(error).__name__
     if error.errno in _SHORT_OF_RESOURCES:
-        return Busy(
+        return Unavailable(
             f"the connector cannot open {_format_path(path)} now ({reason}); try again", code="file_unavailable"
         )
     expected, advice = _ADVICE.get(error.errno or 0, _DISK)

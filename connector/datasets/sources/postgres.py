@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from connector.datasets.sources import Option
 from connector.datasets.sources.source_files import FileRef, alike, file_ref, quote_list, quote_name, quote_text
 from connector.datasets.sources.to_parquet import disk_full, write_parquet
-from connector.errors import BadInput, NotFound, SourceUnreadable
+from connector.errors import Absent, Invalid, SourceUnreadable
 
 if TYPE_CHECKING:
     import psycopg
@@ -105,13 +105,13 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
     """Return the options, with the result of `_snapshot`, and the draft with the rows. The caller removes the draft.
 
-    Raises: NotFound where there is no such table, SourceUnreadable where the server refuses access.
+    Raises: Absent where there is no such table, SourceUnreadable where the server refuses access.
     """
     name, schema, table = split(path)
     scale = int(options["numeric_scale"])
     database = from_.connections.database(name)
     if schema not in database.schemas:
-        raise BadInput(
+        raise Invalid(
             f"the schema {schema!r} may not be registered from (allowed: {', '.join(database.schemas)}); let the "
             "operator add it in the file of HANSE_CONNECTIONS",
             code="schema_not_allowed",
@@ -145,7 +145,7 @@ def split(path: str) -> tuple[str, str, str]:
     if len(parts) == 2:
         parts.insert(1, "public")
     if not path.startswith("postgres://") or len(parts) != 3 or not all(parts) or len(path) > 1000 or "\x00" in path:
-        raise BadInput(f"expected postgres://database/schema/table, came {path[:200]!r}")
+        raise Invalid(f"expected postgres://database/schema/table, came {path[:200]!r}")
     return parts[0], parts[1], parts[2]
 
 
@@ -433,7 +433,7 @@ def _server_message(error: psycopg.Error) -> str:
 def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[PostgresColumn]:
     rows = con.execute(_COLUMNS, (schema, table)).fetchall()
     if not rows:
-        raise NotFound(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
+        raise Absent(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
     types = _types_of(con, {row[1] for row in rows})
     found = [_column(name, was, oid, modifier, types, scale) for name, oid, modifier, was in rows]
     folded = [alike(column.name) for column in found]

@@ -12,7 +12,7 @@ from typing import Any
 
 from connector.datasets.sources import Option, hive
 from connector.datasets.sources.source_files import FileRef
-from connector.errors import BadInput, SourceUnreadable
+from connector.errors import Invalid, SourceUnreadable
 
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = (
@@ -30,7 +30,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 async def bring(path: str, *, options: Mapping[str, Any], from_: Any) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
     """Return the options with the name of the store, and the objects, pinned by ETag and size."""
     if {"", ".", ".."} & set(path.removesuffix("/").split("/")[3:]):  # the library asks for another, or for none
-        raise BadInput(f"expected an object's key or prefix without `.`, `..` and empty parts, came {path[:200]!r}")
+        raise Invalid(f"expected an object's key or prefix without `.`, `..` and empty parts, came {path[:200]!r}")
     name, refs = await from_.objects.find(path, store=str(options["store"]), suffixes=SUFFIXES)
     hive.check_partitions(refs, path)
     return {**options, "store": name}, refs

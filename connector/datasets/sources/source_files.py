@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from connector.datasets.sources.path_errors import check_path_text, path_refusal, path_refusals
-from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.errors import ConnectorError, PathRefused, SourceUnreadable, Unavailable, VersionChanged
 from policies.contracts.columns import quote_identifier
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
@@ -215,8 +215,8 @@ def _suggest_kind(top: Path, suffixes: Sequence[str]) -> str:
 def open_pinned(ref: FileRef) -> int:
     """Return a descriptor of exactly the registered file.
 
-    Raises: VersionChanged where it is gone or changed, SourceUnreadable where it may not be read, Busy where the system
-    cannot open it now.
+    Raises: VersionChanged where it is gone or changed, SourceUnreadable where it may not be read, Unavailable where the
+    system cannot open it now.
     """
     try:
         descriptor = os.open(ref.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -224,7 +224,7 @@ def open_pinned(ref: FileRef) -> int:
         raise _open_error(error, ours=ref.ours) from error
     try:
         check_unchanged(descriptor, ref)
-    except HanseError:
+    except ConnectorError:
         os.close(descriptor)
         raise
     return descriptor
@@ -246,11 +246,11 @@ def check_unchanged(descriptor: int, ref: FileRef) -> None:
         raise VersionChanged.of("a file of this version has changed since it was registered")
 
 
-def _open_error(error: OSError, *, ours: bool = False) -> HanseError:
+def _open_error(error: OSError, *, ours: bool = False) -> ConnectorError:
     """Return the error for a registered file that cannot be opened or checked: a change is reported only where there is
     one."""
     if ours and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):  # another process may have the file
-        return Busy(
+        return Unavailable(
             "what this dataset was converted to is not at this process of the owner's connector; try again, or let the "
             "owner give all its processes one HANSE_CONVERTED_DIR",
             code="file_unavailable",
@@ -259,7 +259,9 @@ def _open_error(error: OSError, *, ours: bool = False) -> HanseError:
         return VersionChanged.of("a file of this version is gone")
     if isinstance(error, PermissionError):
         return SourceUnreadable("a file of this version may not be read by the connector; check its permissions")
-    return Busy(f"a file of this version cannot be opened now ({error.strerror}); try again", code="file_unavailable")
+    return Unavailable(
+        f"a file of this version cannot be opened now ({error.strerror}); try again", code="file_unavailable"
+    )
 
 
 def are_unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
@@ -267,7 +269,7 @@ def are_unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
     try:
         for file in files:
             os.close(open_pinned(FileRef(**{key: file[key] for key in FileRef.__slots__ if key in file})))
-    except (HanseError, OSError, TypeError):
+    except (ConnectorError, OSError, TypeError):
         return False
     return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from connector.datasets.sources.source_files import alike, quote_name, quote_text
-from connector.errors import Busy, SourceUnreadable
+from connector.errors import SourceUnreadable, Unavailable
 from policies.contracts.columns import fold
 
 BAD_LINES_SHOWN = 20
@@ -138,9 +138,9 @@ def _copy(con: Any, shown: str, table: str, target: str) -> None:
         raise
 
 
-def disk_full() -> Busy:
+def disk_full() -> Unavailable:
     """Return the error for a full disk of the connector."""
-    return Busy(
+    return Unavailable(
         "the dataset cannot be written down at its connector; the operator must make room on the disk of its data "
         "directory",
         code="disk_full",

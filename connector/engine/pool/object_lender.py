@@ -18,7 +18,7 @@ from connector.datasets.object_cache import BLOCK
 from connector.datasets.sources.source_files import FileRef
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.protocol import Job
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.telemetry import logger
 
 _log = logger("query")
@@ -78,7 +78,7 @@ async def _answer(
                     await _send(desk, b"b", descriptor)
                 finally:
                     os.close(descriptor)
-    except HanseError as error:
+    except ConnectorError as error:
         await _send(desk, b"e" + error.code.encode())
     except (KeyError, IndexError):
         await _send(desk, b"ejob_invalid")

@@ -10,7 +10,7 @@
 
 Promises:
 
-- At most `size` processes. Further jobs wait: at most `waiting` of them, each at most `wait_seconds`, then Busy.
+- At most `size` processes. Further jobs wait: at most `waiting` of them, each at most `wait_seconds`, then Unavailable.
 - Free workers go round-robin between consumers. If one consumer holds all of several workers while another has waited
   for ten seconds, its newest job is ended, unless that job adds noise. Workers shared by streams do not count. A
   consumer that holds the only unshared worker loses it only if its reader has asked for nothing for ten seconds.
@@ -20,7 +20,7 @@ Promises:
 - A worker gets jobs only while the paths that it may open are the directories of its start (`allowed_paths`).
 - A slow reader slows the worker: at most the slots of the ring are read ahead. Leaving the `async with` block early,
   or being cancelled in it, stops the work.
-- Every incomplete end raises a HanseError with a code, never with the engine's message.
+- Every incomplete end raises a ConnectorError with a code, never with the engine's message.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from connector.engine.pool.object_lender import Library
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.sandbox import environment, memory_of
 from connector.engine.pool.worker_process import KEPT_MB, Result, WorkerProcess
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.telemetry import logger
 
@@ -170,7 +170,7 @@ class Pool:
         job. The job is prepared at once but reads its first row only after `after` has returned, and none if that
         raises. A job whose worker other jobs may need waits for `after` first.
 
-        Raises: the errors of `error_codes`, and Busy.
+        Raises: the errors of `error_codes`, and Unavailable.
         """
         if after is not None and self._sharing(job) is None and not self._turns.has_spare:
             await asyncio.shield(after)
@@ -235,7 +235,7 @@ class Pool:
             result, theirs = _open_result(worker, job)
         except OSError as error:  # no more descriptors, or memory to share
             self._background(self._release_worker(worker))
-            raise Busy(f"{_NO_CHANNEL} ({error.strerror})") from error
+            raise Unavailable(f"{_NO_CHANNEL} ({error.strerror})") from error
         try:
             with theirs, ExitStack() as stack:
                 desk = [end.fileno() for end in self._open_desk(result, stack)]
@@ -400,7 +400,7 @@ class Pool:
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:
-        with suppress(Busy):  # it is in the log; the next job tries again
+        with suppress(Unavailable):  # it is in the log; the next job tries again
             while not self._closed and self.processes < self._warm:
                 await self._hire()
 
@@ -421,12 +421,12 @@ class Pool:
         self._rest(worker)
 
     async def _start_worker(self) -> WorkerProcess:
-        """Return a process that has reported that it is ready. Raises: Busy where none starts."""
+        """Return a process that has reported that it is ready. Raises: Unavailable where none starts."""
         try:
             worker = await self._spawn_process()
         except (OSError, MemoryError) as error:  # no more processes, descriptors, memory, or disk
             reason = error.strerror if isinstance(error, OSError) else "no memory"  # and no path
-            raise Busy(f"{_NO_WORKER} ({reason})") from error
+            raise Unavailable(f"{_NO_WORKER} ({reason})") from error
         late = False
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -438,7 +438,7 @@ class Pool:
         if not ready:
             await worker.give_up_start(late=late)
             await self._bury(worker)
-            raise Busy(_NO_WORKER)
+            raise Unavailable(_NO_WORKER)
         worker.began_mb = memory_of(worker.process.pid).data // 2**20
         return worker
 

@@ -20,7 +20,7 @@ from connector.engine.pool.error_codes import ROWS_TOO_LARGE, error_of
 from connector.engine.pool.protocol import Job
 from connector.engine.pool.sandbox import memory_of
 from connector.engine.pool.shared_memory import Ring, slot_bytes
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.infra.jemalloc import REUSED_MB
 from connector.telemetry import logger
 
@@ -322,7 +322,7 @@ class Result:
         except ValueError:
             raise self._nonsense() from None
 
-    def _nonsense(self) -> HanseError:
+    def _nonsense(self) -> ConnectorError:
         """Kill a worker that breaks the protocol, and return the error."""
         self._worker.kill("worker_crashed")
         return error_of("worker_crashed", {})
@@ -359,7 +359,7 @@ class Result:
             got += more
         return data
 
-    async def died(self) -> HanseError:
+    async def died(self) -> ConnectorError:
         """Return the error of a job whose socket the worker closed before its end.
 
         The process was killed or has crashed. If it lives, one session could not even report its end: the other
@@ -378,7 +378,7 @@ class Result:
             self._worker.kill(code)
         return self._error(code, {})
 
-    def _error(self, code: str, facts: dict[str, Any], message: str = "") -> HanseError:
+    def _error(self, code: str, facts: dict[str, Any], message: str = "") -> ConnectorError:
         """Return the error for the job's caller."""
         rows = code == "memory_limit" and self.job.kind == "query" and self.job.ordered
         return error_of(code, facts, message or (ROWS_TOO_LARGE if rows else ""))

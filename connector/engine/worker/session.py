@@ -33,7 +33,7 @@ from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.read.job_files import Opening, key_of, limits_of, mixes, readers
 from connector.engine.worker.read.object_channel import ObjectChannel
 from connector.engine.worker.read.scan_scheduler import Floor
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 
 _INTERRUPT_EVERY = 0.05
 _PATIENCE = 0.1
@@ -203,7 +203,7 @@ class Session:
             self.whole = not self.cancelled
         except Coded as end:
             self._fail(end.code, type(end).__name__, facts=end.facts)
-        except HanseError as error:
+        except ConnectorError as error:
             self._fail(error.code, type(error).__name__, facts=error.facts, message=error.message)
         except BaseException as error:  # noqa: BLE001  whatever the engine raises becomes a code; its text stays here
             self._fail_because(error, asked=self.job is not None and self.job.kind in ("query", "report"))
@@ -213,7 +213,7 @@ class Session:
         for found in self.files:
             try:
                 found.check_unchanged()
-            except HanseError as changed:
+            except ConnectorError as changed:
                 self._fail(changed.code, type(changed).__name__, facts=changed.facts, message=changed.message)
                 return
             except Coded as end:

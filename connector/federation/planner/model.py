@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
-from connector.errors import HanseError, QueryInvalid
+from connector.errors import ConnectorError, QueryInvalid
 from policies.contracts.columns import fold
 from policies.contracts.contract import Dimension
 from policies.enforce.withheld import Withheld, WithheldShare, describe_left_out, sentences, strongest
@@ -137,7 +137,7 @@ class UnreachableOwner:
     dataset: str
     participant: str
     agreement: str
-    error: HanseError
+    error: ConnectorError
 
     def may_be(self, owner: str, dataset: str) -> bool:
         """Whether it may be the dataset that a query names."""

@@ -13,7 +13,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.self_issued_token import ACCESS_TYPE
 
 _LIFE = 300.0
@@ -39,17 +39,17 @@ def mint_access_token(key: ECKey, *, did: str, receiver: str, scopes: Iterable[s
 def verify_access_token(text: str, keys: Sequence[ECKey], *, did: str, presenter: str, now: float) -> frozenset[str]:
     """The scopes that `presenter` may query with this token. `keys` are ours, the former ones included.
 
-    Raises: Unauthenticated for a token that another party signed, that is for another party, or that is expired.
+    Raises: Unproven for a token that another party signed, that is for another party, or that is expired.
     """
     if len(text) > _TOKEN_MAX:
-        raise Unauthenticated(f"expected an access token of at most {_TOKEN_MAX} characters, got {len(text)}")
+        raise Unproven(f"expected an access token of at most {_TOKEN_MAX} characters, got {len(text)}")
     header, claims = _decode(text, keys)
     if header.get("typ") != ACCESS_TYPE or claims.get("iss") != did or claims.get("aud") != did:
-        raise Unauthenticated("expected one of our access tokens, got another token")
+        raise Unproven("expected one of our access tokens, got another token")
     if claims.get("sub") != presenter:
-        raise Unauthenticated(f"expected an access token for {presenter}, got one for another party")
+        raise Unproven(f"expected an access token for {presenter}, got one for another party")
     if not float(claims.get("iat", now + 1e9)) - _LEEWAY <= now < float(claims.get("exp", 0)) + _LEEWAY:
-        raise Unauthenticated("the access token is expired; ask its holder again")
+        raise Unproven("the access token is expired; ask its holder again")
     return frozenset(str(claims.get("scope", "")).split())
 
 
@@ -60,4 +60,4 @@ def _decode(text: str, keys: Sequence[ECKey]) -> tuple[dict[str, object], dict[s
         except (JoseError, ValueError, TypeError):
             continue
         return dict(token.header), dict(token.claims)
-    raise Unauthenticated("expected an access token that we signed, got another text")
+    raise Unproven("expected an access token that we signed, got another text")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.signed_jwt import LEEWAY, ReadJwt, read_jwt, seconds_of
 from policies.odrl.strictjson import list_of
 
@@ -39,13 +39,13 @@ class Credential:
 
 
 def read_credential(text: object, *, holder: str, now: float) -> Credential:
-    """A credential about `holder` that is valid now, by its dates. Raises: Unauthenticated."""
+    """A credential about `holder` that is valid now, by its dates. Raises: Unproven."""
     body = read_body(read_jwt(text, what=_WHAT, longest=CREDENTIAL_MAX), now=now)
     subjects = _objects(body.fields, "credentialSubject")
     if not subjects or any(subject.get("id") != holder for subject in subjects):
-        raise Unauthenticated(f"expected a credential about {holder} alone, got one about another subject or none")
+        raise Unproven(f"expected a credential about {holder} alone, got one about another subject or none")
     if body.jwt.claims.get("sub", holder) not in (holder, body.fields.get("id")):
-        raise Unauthenticated(f"expected a credential whose sub is {holder} or the credential's id")
+        raise Unproven(f"expected a credential whose sub is {holder} or the credential's id")
     return Credential(
         jwt=body.jwt,
         id=body.id,
@@ -72,17 +72,17 @@ class CredentialBody:
 
 
 def read_body(jwt: ReadJwt, *, now: float) -> CredentialBody:
-    """The credential in a JWT, if it is valid now by its dates. Raises: Unauthenticated."""
+    """The credential in a JWT, if it is valid now by its dates. Raises: Unproven."""
     fields = _fields(jwt.claims)
     issuer = _issuer(fields, jwt.claims)
     starts = [seconds_of(jwt.claims, "nbf", what=_WHAT), *(_date(fields, name) for name in _STARTS)]
     starts.append(seconds_of(jwt.claims, "iat", what=_WHAT))
     ends = [seconds_of(jwt.claims, "exp", what=_WHAT), *(_date(fields, name) for name in _ENDS)]
     if any(start is not None and now < start - LEEWAY for start in starts):
-        raise Unauthenticated(f"a credential of {issuer} is not valid yet, or was issued in the future")
+        raise Unproven(f"a credential of {issuer} is not valid yet, or was issued in the future")
     end = min((end for end in ends if end is not None), default=None)
     if end is not None and now >= end:
-        raise Unauthenticated(f"a credential of {issuer} is expired; its holder must renew it")
+        raise Unproven(f"a credential of {issuer} is expired; its holder must renew it")
     name = fields.get("id", jwt.claims.get("jti", ""))
     types = tuple(kind for kind in list_of(fields.get("type"))[:_MANY] if isinstance(kind, str))
     return CredentialBody(jwt, fields, name if isinstance(name, str) else "", issuer, types, end)
@@ -95,7 +95,7 @@ def _fields(claims: dict[str, Any]) -> Mapping[str, Any]:
         return inner
     if "vc" not in claims and "credentialSubject" in claims and _V2 in list_of(claims.get("@context")):
         return claims
-    raise Unauthenticated("expected a credential of VC 1.1 (in the claim `vc`) or VC 2.0 (the claims themselves)")
+    raise Unproven("expected a credential of VC 1.1 (in the claim `vc`) or VC 2.0 (the claims themselves)")
 
 
 def _issuer(fields: Mapping[str, Any], claims: dict[str, Any]) -> str:
@@ -103,19 +103,19 @@ def _issuer(fields: Mapping[str, Any], claims: dict[str, Any]) -> str:
     said = [inner.get("id") if isinstance(inner, dict) else inner, claims.get("iss")]
     known = [issuer for issuer in said if issuer is not None]
     if not known or not isinstance(known[0], str) or any(issuer != known[0] for issuer in known):
-        raise Unauthenticated("expected a credential with one issuer, the same inside and as `iss`")
+        raise Unproven("expected a credential with one issuer, the same inside and as `iss`")
     return known[0]
 
 
 def _objects(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:
     found = list_of(fields.get(name))
     if len(found) > _MANY or not all(isinstance(entry, dict) for entry in found):
-        raise Unauthenticated(f"expected at most {_MANY} objects in a credential's {name}")
+        raise Unproven(f"expected at most {_MANY} objects in a credential's {name}")
     return tuple(found)
 
 
 def _date(fields: Mapping[str, Any], name: str) -> float | None:
-    """A date in UTC seconds; None without it. Raises: Unauthenticated for another text, or one without its zone."""
+    """A date in UTC seconds; None without it. Raises: Unproven for another text, or one without its zone."""
     if (text := fields.get(name)) is None:
         return None
     try:
@@ -124,4 +124,4 @@ def _date(fields: Mapping[str, Any], name: str) -> float | None:
             return at.timestamp()
     except (TypeError, ValueError, OverflowError):
         pass
-    raise Unauthenticated(f"expected a credential whose {name} is a time with its zone, got {str(text)[:50]!a}")
+    raise Unproven(f"expected a credential whose {name} is a time with its zone, got {str(text)[:50]!a}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from connector.errors import AddressRefused, Busy, NameUnknown, PeerFailed, PeerUnreachable, Unauthenticated
+from connector.errors import AddressRefused, NameUnknown, PeerFailed, PeerUnreachable, Unavailable, Unproven
 from connector.infra.net.http_client import HttpClient, Reply
 
 
@@ -24,14 +24,16 @@ async def call(
 ) -> bytes:
     """The body of a successful answer. `what` names it in errors.
 
-    Raises: Unauthenticated if the address may not be called, refuses or sends too much; Busy if a later attempt may
+    Raises: Unproven if the address may not be called, refuses or sends too much; Unavailable if a later attempt may
     succeed.
     """
     reply = await _reply(net, method, url, what=what, max_bytes=max_bytes, headers=headers, body=body)
     if reply.status >= 500 or reply.status == 429:
-        raise Busy(f"{what} cannot be fetched now; try again in a moment", private=f"{url} answered {reply.status}")
+        raise Unavailable(
+            f"{what} cannot be fetched now; try again in a moment", private=f"{url} answered {reply.status}"
+        )
     if not 200 <= reply.status < 300:
-        raise Unauthenticated(f"{what} cannot be fetched from here", private=f"{url} answered {reply.status}")
+        raise Unproven(f"{what} cannot be fetched from here", private=f"{url} answered {reply.status}")
     return reply.body
 
 
@@ -48,8 +50,8 @@ async def _reply(
     try:
         return await net.call(method, url, headers=headers, body=body, max_bytes=max_bytes)
     except (AddressRefused, NameUnknown) as error:
-        raise Unauthenticated(f"{what} cannot be fetched from here", private=error.message) from error
-    except (PeerUnreachable, Busy) as error:
-        raise Busy(f"{what} cannot be fetched now; try again in a moment", private=error.message) from error
+        raise Unproven(f"{what} cannot be fetched from here", private=error.message) from error
+    except (PeerUnreachable, Unavailable) as error:
+        raise Unavailable(f"{what} cannot be fetched now; try again in a moment", private=error.message) from error
     except (PeerFailed, ValueError) as error:
-        raise Unauthenticated(f"{what} cannot be read", private=str(error)) from error
+        raise Unproven(f"{what} cannot be read", private=str(error)) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.did import DidResolver
 from connector.identity.signed_jwt import ReadJwt, check_period, read_jwt, verify_jwt
 from policies.odrl.strictjson import list_of
@@ -26,7 +26,7 @@ async def read_presentation(
 ) -> list[object]:
     """The credentials (JWTs, unread) that `holder` presents to `audience`.
 
-    `without_audience`: accept a presentation that names no audience. Raises: Unauthenticated, Busy.
+    `without_audience`: accept a presentation that names no audience. Raises: Unproven, Busy.
     """
     if isinstance(given, dict):
         given = _enveloped(given, "EnvelopedVerifiablePresentation", _VP_DATA)
@@ -38,16 +38,16 @@ async def read_presentation(
         if "EnvelopedVerifiablePresentation" not in list_of(jwt.claims.get("type")):
             return _credentials(jwt.claims, holder)
         given = _enveloped(jwt.claims, "EnvelopedVerifiablePresentation", _VP_DATA)
-    raise Unauthenticated("expected a presentation in one envelope at most, got more")
+    raise Unproven("expected a presentation in one envelope at most, got more")
 
 
 def _check_parties(jwt: ReadJwt, holder: str, audience: str, *, without_audience: bool) -> None:
     if any(jwt.claims.get(name, holder) != holder for name in ("iss", "sub")):
-        raise Unauthenticated(f"expected a presentation of {holder}, got one of another party")
+        raise Unproven(f"expected a presentation of {holder}, got one of another party")
     if "aud" not in jwt.claims and without_audience:
         return
     if audience not in list_of(jwt.claims.get("aud")):
-        raise Unauthenticated(f"expected a presentation for {audience}, got one for another verifier or for any")
+        raise Unproven(f"expected a presentation for {audience}, got one for another verifier or for any")
 
 
 def _credentials(claims: dict[str, Any], holder: str) -> list[object]:
@@ -56,21 +56,21 @@ def _credentials(claims: dict[str, Any], holder: str) -> list[object]:
     old = isinstance(inner, dict) and "verifiableCredential" not in claims
     fields: Mapping[str, Any] = inner if isinstance(inner, dict) and old else claims
     if ("vp" in claims) != old or "VerifiablePresentation" not in list_of(fields.get("type")):
-        raise Unauthenticated("expected a presentation of VC 1.1 (in the claim `vp`) or VC 2.0 (the claims themselves)")
+        raise Unproven("expected a presentation of VC 1.1 (in the claim `vp`) or VC 2.0 (the claims themselves)")
     named = fields.get("holder", holder)
     if (named.get("id") if isinstance(named, dict) else named) != holder:
-        raise Unauthenticated(f"expected a presentation of {holder}, got one that names another holder")
+        raise Unproven(f"expected a presentation of {holder}, got one that names another holder")
     found = list_of(fields.get("verifiableCredential"))
     if len(found) > CREDENTIALS_MAX:
-        raise Unauthenticated(f"expected at most {CREDENTIALS_MAX} credentials in a presentation, got {len(found)}")
+        raise Unproven(f"expected at most {CREDENTIALS_MAX} credentials in a presentation, got {len(found)}")
     return found if old else [_enveloped(entry, "EnvelopedVerifiableCredential", _VC_DATA) for entry in found]
 
 
 def _enveloped(entry: object, kind: str, form: str) -> str:
-    """The JWT in an envelope of VC 2.0. Raises: Unauthenticated."""
+    """The JWT in an envelope of VC 2.0. Raises: Unproven."""
     name = entry.get("id") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or kind not in list_of(entry.get("type")) or not isinstance(name, str):
-        raise Unauthenticated(f"expected an object of type {kind} with an id that begins with {form}")
+        raise Unproven(f"expected an object of type {kind} with an id that begins with {form}")
     if not name.startswith(form):
-        raise Unauthenticated(f"expected an {kind} whose id begins with {form}, got {name[:60]!a}")
+        raise Unproven(f"expected an {kind} whose id begins with {form}, got {name[:60]!a}")
     return name.removeprefix(form)

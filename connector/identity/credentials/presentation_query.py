@@ -11,7 +11,7 @@ from typing import Any
 
 from joserfc.jwk import ECKey
 
-from connector.errors import BadInput, Forbidden
+from connector.errors import Forbidden, Invalid
 from connector.identity.credentials.access_token import verify_access_token
 from connector.identity.credentials.presenting import make_presentations
 from connector.identity.credentials.scopes import Scope, read_scope
@@ -25,7 +25,7 @@ _SCOPES_MAX = 64
 FindCredentials = Callable[[Collection[Scope], float], Awaitable[list[ReadJwt]]]  # those within the scopes, valid now
 
 
-class DefinitionUnsupported(BadInput):
+class DefinitionUnsupported(Invalid):
     status = 501
     code = "definition_unsupported"
 
@@ -51,7 +51,7 @@ class PresentationService:
     async def answer(self, authorization: str | None, read: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         """The PresentationResponseMessage for a query, which `read` gets once its sender is known.
 
-        Raises: Unauthenticated, Busy, BadInput, Forbidden.
+        Raises: Unproven, Busy, Invalid, Forbidden.
         """
         caller, token = await self._identity.authenticate_query(authorization)
         now, did = time.time(), self._identity.did
@@ -66,17 +66,17 @@ class PresentationService:
 
 
 def read_query(message: Any) -> list[Scope]:
-    """The scopes of a PresentationQueryMessage. Raises: BadInput; DefinitionUnsupported for a valid definition."""
+    """The scopes of a PresentationQueryMessage. Raises: Invalid; DefinitionUnsupported for a valid definition."""
     if not isinstance(message, dict) or message.get("type") != "PresentationQueryMessage":
-        raise BadInput("expected a PresentationQueryMessage, got another message")
+        raise Invalid("expected a PresentationQueryMessage, got another message")
     scopes, definition = message.get("scope"), message.get("presentationDefinition")
     if ("scope" in message) == ("presentationDefinition" in message):
-        raise BadInput("expected either scope or presentationDefinition in the query, got both or neither")
+        raise Invalid("expected either scope or presentationDefinition in the query, got both or neither")
     if isinstance(definition, dict) and definition:
         raise DefinitionUnsupported("presentation definitions are not supported; query by scope")
     if not isinstance(scopes, list) or not 0 < len(scopes) <= _SCOPES_MAX:
-        raise BadInput(f"expected 1 to {_SCOPES_MAX} scopes in the query")
+        raise Invalid(f"expected 1 to {_SCOPES_MAX} scopes in the query")
     try:
         return [read_scope(str(text)) for text in scopes]
     except ValueError as error:
-        raise BadInput(str(error)) from None
+        raise Invalid(str(error)) from None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-from connector.errors import Busy, HanseError, Unauthenticated
+from connector.errors import ConnectorError, Unavailable, Unproven
 from connector.identity import keys
 from connector.identity.credentials import fetched
 from connector.infra.net.http_client import HttpClient
@@ -27,7 +27,7 @@ class RemoteWallet:
         self._net, self._url, self._client, self._secret_file = net, url, client, secret_file
 
     async def sign(self, audience: str, *, scopes: Sequence[str] = (), token: str = "") -> str:
-        """A self-issued token for `audience`; see `identity_service.Wallet`. Raises: Busy."""
+        """A self-issued token for `audience`; see `identity_service.Wallet`. Raises: Unavailable."""
         form = {
             "grant_type": "client_credentials",
             "client_id": self._client,
@@ -48,14 +48,16 @@ class RemoteWallet:
                 headers={"content-type": "application/x-www-form-urlencoded", "accept": "application/json"},
                 body=urlencode(form).encode(),
             )
-        except Unauthenticated as error:
+        except Unproven as error:
             raise _unsigned(error) from error
         return _read_token(body)
 
     def _secret(self) -> str:
         """The client's secret, read at each call, so that a rotated one is used at once."""
         if not (text := keys.read_secret(self._secret_file)):
-            raise Busy(f"our tokens cannot be signed: expected a secret in {self._secret_file} (HANSE_STS_SECRET_FILE)")
+            raise Unavailable(
+                f"our tokens cannot be signed: expected a secret in {self._secret_file} (HANSE_STS_SECRET_FILE)"
+            )
         return text
 
 
@@ -65,12 +67,12 @@ def _read_token(body: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         token = None
     if not isinstance(token, str) or token.count(".") != 2 or not (token.isascii() and token.isprintable()):
-        raise _unsigned(Unauthenticated("it sent no token"))
+        raise _unsigned(Unproven("it sent no token"))
     return token
 
 
-def _unsigned(error: HanseError) -> Busy:
-    return Busy(
+def _unsigned(error: ConnectorError) -> Unavailable:
+    return Unavailable(
         "our tokens cannot be signed now; check HANSE_STS_URL and the client's secret",
         private=error.private or error.message,
     )

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.credentials.ready_mappings import READY
 from connector.identity.credentials.scopes import BY_TYPE, Scope, read_scope
 from connector.json_number import JSON_NUMBER
@@ -123,18 +123,18 @@ class CredentialRules(_Part):
 
 
 def load_rules(path: Path) -> CredentialRules:
-    """The rules in a file. Raises: BadInput, which says what is wrong with it."""
+    """The rules in a file. Raises: Invalid, which says what is wrong with it."""
     try:
         with path.open("rb") as file:
             text = file.read(_FILE_MAX + 1)
         if len(text) > _FILE_MAX:
-            raise BadInput(f"HANSE_CREDENTIAL_RULES: expected a file of at most {_FILE_MAX} bytes, got more in {path}")
+            raise Invalid(f"HANSE_CREDENTIAL_RULES: expected a file of at most {_FILE_MAX} bytes, got more in {path}")
         return CredentialRules.model_validate(yaml.safe_load(text))
     except OSError as error:
-        raise BadInput(f"HANSE_CREDENTIAL_RULES: {path} cannot be read ({error.strerror})") from None
+        raise Invalid(f"HANSE_CREDENTIAL_RULES: {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, RecursionError):
-        raise BadInput(f"HANSE_CREDENTIAL_RULES: expected YAML in {path}; check its indentation") from None
+        raise Invalid(f"HANSE_CREDENTIAL_RULES: expected YAML in {path}; check its indentation") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise BadInput(f"HANSE_CREDENTIAL_RULES: {path}: {where}: {first['msg']}") from None
+        raise Invalid(f"HANSE_CREDENTIAL_RULES: {path}: {where}: {first['msg']}") from None

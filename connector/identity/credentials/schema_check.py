@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonschema_rs import ReferencingError, RegexOptions, ValidationError, validator_for
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.credentials import fetched
 from connector.infra.concurrency.recent_keys import put_recent
 from connector.infra.net.http_client import HttpClient
@@ -38,11 +38,11 @@ class SchemaChecker:
     async def check(
         self, named: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str, Any]], *, now: float
     ) -> None:
-        """Check all subjects against all schemas. Raises: Unauthenticated, Busy."""
+        """Check all subjects against all schemas. Raises: Unproven, Busy."""
         for entry in named:
             url = entry.get("id")
             if entry.get("type") not in _KINDS or not isinstance(url, str):
-                raise Unauthenticated(f"expected a schema of type {' or '.join(_KINDS)} with an id")
+                raise Unproven(f"expected a schema of type {' or '.join(_KINDS)} with an id")
             schema = await self._schema(url, now)
             await asyncio.to_thread(_check, schema, subjects)
 
@@ -53,27 +53,27 @@ class SchemaChecker:
             try:
                 schema = json.loads(body)
             except (ValueError, RecursionError) as error:
-                raise Unauthenticated("expected a credential's schema as JSON") from error
+                raise Unproven("expected a credential's schema as JSON") from error
             put_recent(self._kept, url, (now, schema), most=_KEPT_MAX)
         return schema
 
 
 def _check(schema: Any, subjects: Sequence[Mapping[str, Any]]) -> None:
     if not isinstance(schema, dict) or _depth(schema) > _DEPTH_MAX:
-        raise Unauthenticated(f"expected a JSON Schema as an object of at most {_DEPTH_MAX} levels")
+        raise Unproven(f"expected a JSON Schema as an object of at most {_DEPTH_MAX} levels")
     if schema.get("$ref") == "#":  # the library takes it for one that allows everything
-        raise Unauthenticated("a credential's schema is not valid", private="it refers to itself only")
+        raise Unproven("a credential's schema is not valid", private="it refers to itself only")
     try:  # RegexOptions: patterns take linear time; the other engine of the library goes back and tries again
         validator = validator_for(
             schema, validate_formats=False, offline=True, pattern_options=RegexOptions(size_limit=_PATTERN_MAX)
         )
     except (ValidationError, ReferencingError, RecursionError, ValueError) as error:
-        raise Unauthenticated("a credential's schema is not valid", private=str(error)[:200]) from None
+        raise Unproven("a credential's schema is not valid", private=str(error)[:200]) from None
     try:
         for subject in subjects:
             validator.validate(dict(subject))
     except (ValidationError, ReferencingError, RecursionError, ValueError) as error:
-        raise Unauthenticated(
+        raise Unproven(
             "a credential's subject does not fit the schema that it names", private=str(error)[:200]
         ) from None
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.identity.credentials import fetched
 from connector.identity.credentials.credential import CredentialBody, read_body
 from connector.identity.did import DidResolver
@@ -46,7 +46,7 @@ class _List:
     def is_set(self, index: int) -> bool:
         """Whether a bit is set; bits are counted from the most significant one of each byte."""
         if index >= 8 * len(self.bits):
-            raise Unauthenticated(f"expected an index below {8 * len(self.bits)} in a status list, got {index}")
+            raise Unproven(f"expected an index below {8 * len(self.bits)} in a status list, got {index}")
         return bool(self.bits[index // 8] & (0x80 >> index % 8))
 
 
@@ -61,30 +61,28 @@ class StatusLists:
     async def check(self, entry: Mapping[str, Any], *, issuer: str, now: float) -> float:
         """Check that an entry's bit is not set. Returns until when that counts (UTC seconds).
 
-        Raises: Unauthenticated if it is set or the entry or list is invalid; Busy if the list cannot be had now.
+        Raises: Unproven if it is set or the entry or list is invalid; Busy if the list cannot be had now.
         """
         is_set, until = await self.read(entry, issuer=issuer, now=now)
         if is_set:
             purpose = str(entry.get("statusPurpose"))
-            raise Unauthenticated(f"a credential of {issuer} is withdrawn ({purpose[:50]!a}); its issuer knows why")
+            raise Unproven(f"a credential of {issuer} is withdrawn ({purpose[:50]!a}); its issuer knows why")
         return until
 
     async def read(self, entry: Mapping[str, Any], *, issuer: str, now: float) -> tuple[bool, float]:
         """Whether an entry's bit is set, and until when that counts (UTC seconds).
 
-        Raises: Unauthenticated if the entry or list is invalid; Busy if the list cannot be had now.
+        Raises: Unproven if the entry or list is invalid; Busy if the list cannot be had now.
         """
         kind = _KINDS.get(str(entry.get("type")))
         url, index, purpose = (entry.get(name) for name in ("statusListCredential", "statusListIndex", "statusPurpose"))
         if kind is None or not isinstance(url, str) or not isinstance(purpose, str):
-            raise Unauthenticated(
-                f"expected an entry of {' or '.join(_KINDS)}, got type {str(entry.get('type'))[:50]!a}"
-            )
+            raise Unproven(f"expected an entry of {' or '.join(_KINDS)}, got type {str(entry.get('type'))[:50]!a}")
         if isinstance(index, bool) or not _INDEX.fullmatch(str(index)) or entry.get("statusSize", 1) != 1:
-            raise Unauthenticated(f"expected an index in a status list of single bits, got {str(index)[:50]!a}")
+            raise Unproven(f"expected an index in a status list of single bits, got {str(index)[:50]!a}")
         found = await self._list(url.partition("#")[0], issuer, now)
         if found.kind != kind or purpose not in found.purposes:
-            raise Unauthenticated(f"expected a {kind} for {purpose[:50]!a}, got one of another type or purpose")
+            raise Unproven(f"expected a {kind} for {purpose[:50]!a}, got one of another type or purpose")
         return found.is_set(int(str(index))), found.until
 
     async def _list(self, url: str, issuer: str, now: float) -> _List:
@@ -107,7 +105,7 @@ class StatusLists:
         jwt = read_jwt(body.decode("ascii", "replace").strip(), what=_WHAT, longest=_LIST_MAX)
         read = read_body(jwt, now=now)
         if read.issuer != issuer:
-            raise Unauthenticated(f"expected a status list of {issuer}, got one of {read.issuer[:200]!a}")
+            raise Unproven(f"expected a status list of {issuer}, got one of {read.issuer[:200]!a}")
         await verify_jwt(jwt, issuer, purpose="assertionMethod", what=_WHAT, resolver=self._resolver)
         return _read_list(read, now)
 
@@ -116,7 +114,7 @@ def _read_list(read: CredentialBody, now: float) -> _List:
     subjects = [one for one in list_of(read.fields.get("credentialSubject")) if isinstance(one, dict)]
     kind = str(subjects[0].get("type")) if len(subjects) == 1 else ""
     if kind not in _KINDS.values() or f"{kind}Credential" not in read.types:
-        raise Unauthenticated("expected a credential with one status list, got another credential")
+        raise Unproven("expected a credential with one status list, got another credential")
     purposes = tuple(purpose for purpose in list_of(subjects[0].get("statusPurpose")) if isinstance(purpose, str))
     until = now + _SECONDS if read.expires is None else min(now + _SECONDS, read.expires)
     return _List(read.issuer, kind, purposes, inflate(subjects[0].get("encodedList")), until)
@@ -125,10 +123,10 @@ def _read_list(read: CredentialBody, now: float) -> _List:
 def inflate(encoded: object) -> bytes:
     """The bits of an `encodedList`: base64 or base64url of gzip, with or without a leading `u`.
 
-    Raises: Unauthenticated for another text, or one that is longer than the limit when inflated.
+    Raises: Unproven for another text, or one that is longer than the limit when inflated.
     """
     if not isinstance(encoded, str):
-        raise Unauthenticated("expected an encodedList as text")
+        raise Unproven("expected an encodedList as text")
     # The first letter of gzip's base64 is always H, so that a leading u is the mark of base64url.
     text = encoded.removeprefix("u").rstrip("=").translate(str.maketrans("+/", "-_"))
     try:
@@ -136,9 +134,9 @@ def inflate(encoded: object) -> bytes:
         reader = zlib.decompressobj(wbits=31)
         bits = reader.decompress(packed, _BITS_MAX + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
-        raise Unauthenticated("expected an encodedList as base64url of gzip, got something else") from error
+        raise Unproven("expected an encodedList as base64url of gzip, got something else") from error
     if len(bits) > _BITS_MAX:
-        raise Unauthenticated(f"expected a status list of at most {_BITS_MAX} bytes, got more; stopped inflating")
+        raise Unproven(f"expected a status list of at most {_BITS_MAX} bytes, got more; stopped inflating")
     if not bits or not reader.eof:
-        raise Unauthenticated("expected a whole status list, got an empty or cut one")
+        raise Unproven("expected a whole status list, got an empty or cut one")
     return bits

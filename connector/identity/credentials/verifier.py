@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from connector.errors import Busy, HanseError, Unauthenticated
+from connector.errors import ConnectorError, Unavailable, Unproven
 from connector.identity.credentials import fetched
 from connector.identity.credentials.credential import Credential, read_credential
 from connector.identity.credentials.presentation import CREDENTIALS_MAX, read_presentation
@@ -68,7 +68,8 @@ class Presented:
 
 
 class SharedPresentations(Protocol):
-    """What holders presented to any process of this connector. Each method raises Busy if it cannot be reached."""
+    """What holders presented to any process of this connector. Each method raises Unavailable if it cannot be
+    reached."""
 
     async def find(self, holder: str) -> Presented | None: ...
 
@@ -118,13 +119,13 @@ class Verifier:
     async def verify(self, holder: str, access_token: object) -> tuple[VerifiedCredential, ...]:
         """The credentials of `holder`, whose token with the claim `access_token` is verified already.
 
-        None where the rules demand none. Raises: Unauthenticated, Busy.
+        None where the rules demand none. Raises: Unproven, Unavailable.
         """
         required = self.rules.required_of(holder)  # 1
         if required == "never" or (required == "optional" and access_token is None):
             return ()
         if not isinstance(access_token, str) or not 0 < len(access_token) <= _TOKEN_MAX or not access_token.isascii():
-            raise Unauthenticated(_REFUSED, private=f"{holder} sent no access token in the claim `token`")
+            raise Unproven(_REFUSED, private=f"{holder} sent no access token in the claim `token`")
         if (fresh := await self._find_fresh(holder)) is not None:  # 2
             return fresh
         task = self._running.get(holder)
@@ -174,7 +175,7 @@ class Verifier:
                 if kept is not None and kept.at >= last.at:
                     return kept
                 kept = self._cover(_Kept(last.at, await self._verify_all(last.credentials, holder, time.time())))
-        except (Unauthenticated, Busy) as error:
+        except (Unproven, Unavailable) as error:
             _log.info("presented_before_not_counted", holder=holder, why=_whole(error))
             return None
         except TimeoutError:
@@ -194,13 +195,15 @@ class Verifier:
         try:
             async with asyncio.timeout(self.seconds):
                 presented = await self._query_in_turn(holder, access_token)
-        except Unauthenticated as error:
+        except Unproven as error:
             await self._forget(holder, before=started)  # what it presented before counts no more
-            raise Unauthenticated(_REFUSED, private=_whole(error)) from error
-        except Busy as error:
-            raise Busy(_LATER, private=_whole(error)) from error
+            raise Unproven(_REFUSED, private=_whole(error)) from error
+        except Unavailable as error:
+            raise Unavailable(_LATER, private=_whole(error)) from error
         except TimeoutError as error:
-            raise Busy(_LATER, private=f"{holder} and its issuers took longer than {self.seconds:g} s") from error
+            raise Unavailable(
+                _LATER, private=f"{holder} and its issuers took longer than {self.seconds:g} s"
+            ) from error
         if self._shared is not None:
             jwts = tuple(credential.jwt.text for credential, _ in presented.credentials)
             until = presented.at + self.rules.facts_seconds
@@ -217,7 +220,7 @@ class Verifier:
         known = self._resolver.is_expected(holder) or holder in self._kept  # 3
         places, host = self._known if known else self._strangers, host_of(holder)
         if places.waiting(host) >= _WAITING_PER_HOST:
-            raise Busy(f"too many participants of {host} present credentials now")
+            raise Unavailable(f"too many participants of {host} present credentials now")
         async with places.hold(host):
             with name_resolver.use_group(f"credentials of {'known' if known else 'strangers'}", host):
                 given = await self._query(holder, access_token)
@@ -256,7 +259,7 @@ class Verifier:
                 now=now,
             )
         if len(texts) > CREDENTIALS_MAX:
-            raise Unauthenticated(f"expected at most {CREDENTIALS_MAX} credentials in an answer, got {len(texts)}")
+            raise Unproven(f"expected at most {CREDENTIALS_MAX} credentials in an answer, got {len(texts)}")
         return self._cover(_Kept(now, await self._verify_all(texts, holder, now)))
 
     async def _verify_all(
@@ -268,14 +271,14 @@ class Verifier:
             try:
                 credential = read_credential(text, holder=holder, now=now)
                 found.append((credential, await self._verify_one(credential, now)))
-            except Unauthenticated as error:
+            except Unproven as error:
                 _log.info("credential_left_out", holder=holder, why=_whole(error))
         return tuple(found)
 
     async def _verify_one(self, credential: Credential, now: float) -> VerifiedCredential:
         trusted = tuple(kind for kind in credential.types if self.rules.trusts(credential.issuer, kind))  # 6
         if not trusted or not self._is_wanted(credential, trusted):
-            raise Unauthenticated(
+            raise Unproven(
                 f"expected a credential of a listed issuer and type, got {', '.join(credential.types)[:200]!a} of "
                 f"{credential.issuer[:200]!a}"
             )
@@ -317,15 +320,18 @@ class Verifier:
         try:
             async with asyncio.timeout(self.seconds):
                 return credential, replace(verified, until=await self._check_status(credential, now), checked_at=now)
-        except Unauthenticated as error:
+        except Unproven as error:
             _log.info("credential_withdrawn", holder=credential.holder, credential=credential.id, why=_whole(error))
             return None
-        except (Busy, TimeoutError):  # unknown for now: it does not count, and is checked again at the next request
+        except (
+            Unavailable,
+            TimeoutError,
+        ):  # unknown for now: it does not count, and is checked again at the next request
             return credential, verified
 
     def _cover(self, presented: _Kept) -> _Kept:
         if (missing := self._missing(presented.verified)) is not None:  # 7
-            raise Unauthenticated(f"expected a valid credential for the scope {missing}, got none that holds")
+            raise Unproven(f"expected a valid credential for the scope {missing}, got none that holds")
         return presented
 
     def _missing(self, credentials: Sequence[VerifiedCredential]) -> Scope | None:
@@ -337,18 +343,18 @@ class Verifier:
 
 
 def _read_answer(body: bytes) -> list[Any]:
-    """The presentations of a PresentationResponseMessage. Raises: Unauthenticated."""
+    """The presentations of a PresentationResponseMessage. Raises: Unproven."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Unauthenticated(f"expected {_WHAT} as JSON, got something else") from error
+        raise Unproven(f"expected {_WHAT} as JSON, got something else") from error
     given = list_of(answer.get("presentation")) if isinstance(answer, dict) else []
     if not isinstance(answer, dict) or answer.get("type") != "PresentationResponseMessage":
-        raise Unauthenticated("expected a PresentationResponseMessage, got another message")
+        raise Unproven("expected a PresentationResponseMessage, got another message")
     if not 1 <= len(given) <= _PRESENTATIONS_MAX:
-        raise Unauthenticated(f"expected 1 to {_PRESENTATIONS_MAX} presentations, got {len(given)}")
+        raise Unproven(f"expected 1 to {_PRESENTATIONS_MAX} presentations, got {len(given)}")
     return given
 
 
-def _whole(error: HanseError) -> str:
+def _whole(error: ConnectorError) -> str:
     return f"{error.message} ({error.private})" if error.private else error.message

@@ -21,7 +21,7 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import Key, KeySet, import_key
 from joserfc.jws import JWSRegistry
 
-from connector.errors import BadInput, Busy, HanseError, PeerUnreachable
+from connector.errors import ConnectorError, Invalid, PeerUnreachable, Unavailable
 from connector.infra.net.http_client import HttpClient
 from connector.infra.net.httpx_transport import GuardedTransport
 from connector.telemetry import logger
@@ -36,14 +36,14 @@ _RELOAD_PAUSE_SECONDS = 60.0  # between attempts to read it again then
 _KEYS_PAUSE_SECONDS = 10.0  # between two readings of the keys on account of an unknown one
 _DOWN_SECONDS = 5.0  # in which an issuer that did not answer is not called again
 _ANSWER_BYTES = 2**20
-_UNREACHABLE = (httpx2.HTTPError, PeerUnreachable, Busy)
+_UNREACHABLE = (httpx2.HTTPError, PeerUnreachable, Unavailable)
 T = TypeVar("T")
 _log = logger("sign-on")
 FAILED = (
     AuthlibBaseError,
     JoseError,
     httpx2.HTTPError,
-    HanseError,
+    ConnectorError,
     ValueError,
     TypeError,
     LookupError,
@@ -67,10 +67,10 @@ class _KeyAuthentication(PrivateKeyJWT):  # type: ignore[misc]  # Authlib has no
 
 
 def name_algorithm(key: Key) -> str:
-    """Return the algorithm that a private key signs with. Raises: BadInput for a key that signs none of ours."""
+    """Return the algorithm that a private key signs with. Raises: Invalid for a key that signs none of ours."""
     kind = str(key.as_dict(private=False).get("crv", key.key_type))
     if kind not in _SIGNING or not key.is_private:
-        raise BadInput(f"expected a private key of one of the kinds {', '.join(_SIGNING)}, got {kind[:20]}")
+        raise Invalid(f"expected a private key of one of the kinds {', '.join(_SIGNING)}, got {kind[:20]}")
     return _SIGNING[kind]
 
 
@@ -128,7 +128,7 @@ class IssuerClient:
         self._calling = asyncio.Lock()  # one caller asks the issuer; the others wait for what it learns
 
     async def app(self) -> StarletteOAuth2App:
-        """Return the client with current metadata. Raises: BadInput for metadata of another issuer; Busy."""
+        """Return the client with current metadata. Raises: Invalid for metadata of another issuer; Unavailable."""
         async with self._calling:
             if self._app is None or time.monotonic() >= self._load_at:
                 self._app = await self._load_or_keep()
@@ -149,31 +149,32 @@ class IssuerClient:
         return app
 
     async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Wait for an answer of the issuer. Raises: Busy, for a while without a call if it did not answer before."""
+        """Wait for an answer of the issuer. Raises: Unavailable, for a while without a call if it did not answer
+        before."""
         if time.monotonic() < self._down_until:
-            raise Busy(f"{self._issuer} did not answer a moment ago; try again in a moment")
+            raise Unavailable(f"{self._issuer} did not answer a moment ago; try again in a moment")
         try:
             return await work()
         except _UNREACHABLE as error:
             self._down_until = time.monotonic() + _DOWN_SECONDS
-            raise Busy(f"{self._issuer} does not answer now ({error}); try again in a moment") from error
+            raise Unavailable(f"{self._issuer} does not answer now ({error}); try again in a moment") from error
 
     async def _load(self) -> StarletteOAuth2App:
         app = self._make()
         metadata = await app.load_server_metadata()
         if metadata.get("issuer") != self._issuer:
-            raise BadInput(f"expected metadata of {self._issuer}, got {str(metadata.get('issuer'))[:200]!r}")
+            raise Invalid(f"expected metadata of {self._issuer}, got {str(metadata.get('issuer'))[:200]!r}")
         offered = metadata.get("id_token_signing_alg_values_supported") or ["RS256"]
         metadata["id_token_signing_alg_values_supported"] = [name for name in _ALGORITHMS if name in offered]
         if not metadata["id_token_signing_alg_values_supported"]:
-            raise BadInput(f"expected a signature algorithm among {', '.join(_ALGORITHMS)}, got {offered}")
+            raise Invalid(f"expected a signature algorithm among {', '.join(_ALGORITHMS)}, got {offered}")
         await app.fetch_jwk_set()  # into the metadata
         return app
 
     async def decode(self, token: str) -> Mapping[str, Any]:
         """Return the claims of a token that the issuer signed. Keys are read again for an unknown one, within a pace.
 
-        Raises: JoseError; Busy if the issuer does not answer.
+        Raises: JoseError; Unavailable if the issuer does not answer.
         """
         app = await self.app()
         registry = JWSRegistry(

@@ -25,7 +25,7 @@ from joserfc import jwe, jws
 from joserfc.jwk import OctKey
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.errors import BadInput, NotFound, harmless
+from connector.errors import Absent, Invalid, harmless
 from connector.identity.openid.issuer_client import FAILED, LEEWAY_S, IssuerClient
 from connector.infra.net.http_client import HttpClient
 from connector.setting_types import NAME, Address
@@ -106,9 +106,9 @@ class LoginClient:
         self.providers = tuple(providers)
 
     def client(self, name: str) -> ProviderClient:
-        """Return the client of a provider. Raises: NotFound."""
+        """Return the client of a provider. Raises: Absent."""
         if name not in self._clients:
-            raise NotFound(f"no sign-on provider is named {name[:60]!r}")
+            raise Absent(f"no sign-on provider is named {name[:60]!r}")
         return self._clients[name]
 
     async def begin(self, name: str, *, to: str) -> tuple[str, str]:
@@ -136,7 +136,7 @@ class LoginClient:
         clients = [one for one in self._clients.values() if one.provider.cli_client_id]
         client = next((one for one in clients if one.provider.issuer == named), None)
         if client is None:
-            raise BadInput(f"expected an ID token of a provider with `cli_client_id`, got one of {str(named)[:200]!r}")
+            raise Invalid(f"expected an ID token of a provider with `cli_client_id`, got one of {str(named)[:200]!r}")
         claims = await client.decode(id_token)
         _check_cli_token(claims, client.provider)
         return FinishedLogin(client.provider, _make_person(claims, client.provider), "", "/")
@@ -175,14 +175,14 @@ class LoginClient:
     def _open_attempt(self, name: str, query: Mapping[str, str], cookie: str) -> dict[str, Any]:
         """Return the login attempt of this browser, for this response (step 1)."""
         if not cookie:
-            raise BadInput("expected the cookie of a login that this browser began, got none")
+            raise Invalid("expected the cookie of a login that this browser began, got none")
         attempt: dict[str, Any] = json.loads(self._unseal(cookie))
         if attempt["provider"] != name or attempt["exp"] <= time.time():
-            raise BadInput("expected a login begun here within ten minutes, got an older one or another provider's")
+            raise Invalid("expected a login begun here within ten minutes, got an older one or another provider's")
         if not secrets.compare_digest(query.get("state", "").encode(), attempt["state"].encode()):
-            raise BadInput("expected the state of this browser's login, got another")
+            raise Invalid("expected the state of this browser's login, got another")
         if query.get("iss", self.client(name).provider.issuer) != self.client(name).provider.issuer:  # RFC 9207
-            raise BadInput("expected a response of this provider, got another's `iss`")
+            raise Invalid("expected a response of this provider, got another's `iss`")
         if "error" in query:
             raise OAuthError(query["error"][:100], query.get("error_description", "")[:300])
         return attempt
@@ -193,11 +193,11 @@ class LoginClient:
             self._callback(client.provider.name), code=code, code_verifier=attempt["code_verifier"]
         )
         if not isinstance(token.get("id_token"), str):
-            raise BadInput("expected an ID token with the code, got none")
+            raise Invalid("expected an ID token with the code, got none")
         return token
 
     async def _read_person(self, client: ProviderClient, token: Mapping[str, Any], nonce: str) -> Person:
-        """Return the person of an ID token (steps 3 to 5). Raises: JoseError, BadInput."""
+        """Return the person of an ID token (steps 3 to 5). Raises: JoseError, Invalid."""
         provider, app = client.provider, await client.app()
         expected = {
             "iss": {"essential": True, "values": [provider.issuer]},
@@ -209,12 +209,12 @@ class LoginClient:
 
 
 def _make_person(claims: Mapping[str, Any], provider: Provider) -> Person:
-    """Return the person whom checked claims name (step 5). Raises: BadInput without a role."""
+    """Return the person whom checked claims name (step 5). Raises: Invalid without a role."""
     if len(subject := f"{provider.issuer}#{claims['sub']}") > _SUBJECT_MAX:
-        raise BadInput(f"expected issuer and subject of at most {_SUBJECT_MAX} characters, got {len(subject)}")
+        raise Invalid(f"expected issuer and subject of at most {_SUBJECT_MAX} characters, got {len(subject)}")
     roles = _read_roles(claims, provider)
     if not roles:
-        raise BadInput(f"expected a value of {provider.roles_claim} that gives a role, got none for {claims['sub']}")
+        raise Invalid(f"expected a value of {provider.roles_claim} that gives a role, got none for {claims['sub']}")
     return Person(
         subject=subject,
         name=_read_name(claims, provider),
@@ -225,7 +225,7 @@ def _make_person(claims: Mapping[str, Any], provider: Provider) -> Person:
 
 
 def _check_cli_token(claims: Mapping[str, Any], provider: Provider) -> None:
-    """Check the ID token of `hanse login`. Raises: JoseError; BadInput for a token of another client or kind."""
+    """Check the ID token of `hanse login`. Raises: JoseError; Invalid for a token of another client or kind."""
     expected = {name: {"essential": True} for name in ("sub", "exp", "iat")} | {
         "iss": {"essential": True, "values": [provider.issuer]},
         "aud": {"essential": True, "values": [provider.cli_client_id]},
@@ -233,13 +233,13 @@ def _check_cli_token(claims: Mapping[str, Any], provider: Provider) -> None:
     JWTClaims(dict(claims), {}, expected).validate(leeway=LEEWAY_S)
     audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
     if audiences != [provider.cli_client_id] or claims.get("azp", provider.cli_client_id) != provider.cli_client_id:
-        raise BadInput(f"expected an ID token for {provider.cli_client_id} alone, got one for others too")
+        raise Invalid(f"expected an ID token for {provider.cli_client_id} alone, got one for others too")
     if "events" in claims or claims.get("typ", "ID") != "ID":
-        raise BadInput("expected an ID token, got another kind of token")
+        raise Invalid("expected an ID token, got another kind of token")
 
 
 def _check_logout(claims: Mapping[str, Any], provider: Provider) -> None:
-    """Check a logout token. Raises: JoseError, BadInput."""
+    """Check a logout token. Raises: JoseError, Invalid."""
     expected = {
         "iss": {"essential": True, "values": [provider.issuer]},
         "aud": {"essential": True, "values": [provider.client_id]},
@@ -248,12 +248,12 @@ def _check_logout(claims: Mapping[str, Any], provider: Provider) -> None:
     }
     JWTClaims(dict(claims), {}, expected).validate(leeway=LEEWAY_S)
     if abs(time.time() - float(claims["iat"])) > ATTEMPT_SECONDS:
-        raise BadInput("expected a logout token of the last ten minutes, got an older one")
+        raise Invalid("expected a logout token of the last ten minutes, got an older one")
     events = claims.get("events")
     if not (isinstance(events, dict) and _LOGOUT_EVENT in events) or "nonce" in claims:
-        raise BadInput("expected a logout token, got another kind of token")
+        raise Invalid("expected a logout token, got another kind of token")
     if not (claims.get("sub") or claims.get("sid")):
-        raise BadInput("expected `sub` or `sid` in a logout token, got neither")
+        raise Invalid("expected `sub` or `sid` in a logout token, got neither")
 
 
 def _read_roles(claims: Mapping[str, Any], provider: Provider) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -29,11 +29,12 @@ class BoundedThreadPool:
         self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` in a thread. Raises: Busy, here or from the future, if it would wait too long for a thread."""
+        """Run `work` in a thread. Raises: Unavailable, here or from the future, if it would wait too long for a
+        thread."""
         if self._closed:
-            raise Busy("this service is shutting down; try again in a moment")
+            raise Unavailable("this service is shutting down; try again in a moment")
         if not self._free.acquire(blocking=False):
-            raise Busy(f"more than {WAITING_MAX} units of work wait for {self._resource}; try again in a moment")
+            raise Unavailable(f"more than {WAITING_MAX} units of work wait for {self._resource}; try again in a moment")
         future: Future[T] = Future()
         self._threads.submit(self._run, work, future, time.monotonic())
         return future
@@ -49,7 +50,7 @@ class BoundedThreadPool:
             return  # the caller cancelled it; once it runs it can no longer be cancelled
         try:
             if time.monotonic() - since > WAIT_SECONDS:
-                raise Busy(f"timed out waiting for {self._resource}; nothing was changed; try again in a moment")
+                raise Unavailable(f"timed out waiting for {self._resource}; nothing was changed; try again in a moment")
             future.set_result(work())
         except BaseException as error:  # noqa: BLE001  # the caller gets it from the future
             future.set_exception(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 
 
@@ -41,18 +41,18 @@ class TurnQueue:
     async def take(self, consumer: str, *, seconds: float | None = None) -> None:
         """Wait for a place; `give_back` frees it.
 
-        `seconds` replaces the usual limit for callers that have used up part of their time. Raises: Busy, with code
-        `queue_full` or `queue_timeout`.
+        `seconds` replaces the usual limit for callers that have used up part of their time. Raises: Unavailable, with
+        code `queue_full` or `queue_timeout`.
         """
         own_max = max(1, self._most_waiting // 2)
         is_full = self.waiting >= self._most_waiting or self.places.waiting(consumer) >= own_max
         if is_full and not self.places.is_free_for(consumer):
-            raise Busy("too many queries are waiting; try again later", code="queue_full")
+            raise Unavailable("too many queries are waiting; try again later", code="queue_full")
         try:
             async with asyncio.timeout(self._wait_seconds if seconds is None else seconds):
                 await self.places.take(consumer)
         except TimeoutError:
-            raise Busy(f"no {self._what} became free in time; try again later", code="queue_timeout") from None
+            raise Unavailable(f"no {self._what} became free in time; try again later", code="queue_timeout") from None
 
     def give_back(self, consumer: str, *, after_others: bool = False) -> None:
         """Free a place that `take` got for this consumer; with `after_others`, its next turn comes last."""

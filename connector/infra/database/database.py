@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from connector.errors import Busy, Conflict
+from connector.errors import Unavailable, WrongState
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -30,7 +30,7 @@ LONG_READS_MAX = 2  # reads at once that may keep a connection for minutes
 def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
     """An engine for `url`, configured for our stores. `patient`: a statement may take hours, for migrations.
 
-    Raises: Busy if the folder of a SQLite database cannot be created.
+    Raises: Unavailable if the folder of a SQLite database cannot be created.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -42,7 +42,7 @@ def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Busy(
+            raise Unavailable(
                 f"the folder of the database {display_url(parsed)} cannot be created ({error.strerror}); check "
                 "HANSE_DATA_DIR and HANSE_DATABASE_URL, and what the user of this program may write to"
             ) from None
@@ -113,11 +113,11 @@ def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sq
 
 
 def open_connection(engine: Engine) -> Connection:
-    """A connection. Raises: Busy if the database cannot be opened."""
+    """A connection. Raises: Unavailable if the database cannot be opened."""
     try:
         return engine.connect()
     except DBAPIError as error:
-        raise Busy(
+        raise Unavailable(
             f"the database {display_url(engine.url)} cannot be opened ({_error_line(error)}); check that it runs, and "
             "check HANSE_DATABASE_URL"
         ) from error
@@ -142,8 +142,8 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
     """Migrate a database to the newest schema in one transaction; return the revisions before and after.
 
     The revision before is "" for an empty database. `lock` is the key of an advisory lock, so that a single process
-    migrates a PostgreSQL database that several share. Raises: Conflict for an unknown schema, Busy if the database
-    cannot be opened or rejects the migration.
+    migrates a PostgreSQL database that several share. Raises: WrongState for an unknown schema, Unavailable if the
+    database cannot be opened or rejects the migration.
     """
     from alembic import command
     from alembic.runtime.migration import MigrationContext
@@ -159,7 +159,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
             head = script.get_current_head() or ""
             known = {revision.revision for revision in script.walk_revisions()}
             if before and before not in known:
-                raise Conflict(
+                raise WrongState(
                     f"the database has schema {before!r}, which this program does not know; it was written by a newer "
                     "Hanse: start the newer program, or restore a backup"
                 )
@@ -167,7 +167,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
                 command.upgrade(alembic_config(folder, connection), "head")
             return before, head
     except DBAPIError as error:  # safe to show: these statements hold names, no stored values
-        raise Busy(
+        raise Unavailable(
             f"the database {display_url(engine.url)} cannot be migrated to the schema of this program "
             f"({_error_line(error)}); nothing was changed; make room on its disk, or give the connector's user the "
             "missing permission, and try again",

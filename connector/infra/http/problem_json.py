@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound, internal_error, validation_error
+from connector.errors import Absent, ConnectorError, Invalid, internal_error, validation_error
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -16,7 +16,7 @@ _LISTED = "see /docs at the management listener for all paths"
 _log = logger("http")
 
 
-def problem_response(error: HanseError) -> JSONResponse:
+def problem_response(error: ConnectorError) -> JSONResponse:
     """The response for an error. Its private detail goes only to our own log."""
     if error.status >= 500:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
@@ -28,13 +28,13 @@ def problem_response(error: HanseError) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Register handlers that turn every error of a route into a problem object."""
 
-    @app.exception_handler(HanseError)
-    async def on_hanse_error(_: Request, error: HanseError) -> JSONResponse:
+    @app.exception_handler(ConnectorError)
+    async def on_hanse_error(_: Request, error: ConnectorError) -> JSONResponse:
         return problem_response(error)
 
     @app.exception_handler(PolicyError)
     async def on_policy_error(_: Request, error: PolicyError) -> JSONResponse:
-        return problem_response(BadInput(str(error), code=error.code, rule=error.rule))
+        return problem_response(Invalid(str(error), code=error.code, rule=error.rule))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -43,7 +43,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
-            return problem_response(NotFound(f"there is nothing at {request.scope['path'][:200]}; {_LISTED}"))
+            return problem_response(Absent(f"there is nothing at {request.scope['path'][:200]}; {_LISTED}"))
         body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
         return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
 

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from policies.odrl import strictjson
 
 
@@ -26,7 +26,7 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads JSON bodies with the strict parser. Raises: BadInput for a duplicate member."""
+    """A route that reads JSON bodies with the strict parser. Raises: Invalid for a duplicate member."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -38,6 +38,6 @@ class StrictRoute(APIRoute):
             except RequestValidationError as error:  # FastAPI's message does not name the member
                 if not strict.duplicate:
                     raise
-                raise BadInput(strict.duplicate) from error
+                raise Invalid(strict.duplicate) from error
 
         return handle_strictly

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeAlias
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.concurrency.fair_semaphore import FairSemaphore
 
 OWN_GROUP = "ours"  # the group of look-ups for our own users
@@ -47,8 +47,8 @@ class NameResolver:
     async def addresses(self, host: str, port: int) -> list[str]:
         """The addresses of a host, in the order to try them.
 
-        Raises: Busy without a place or a result in time, OSError if the name does not resolve, UnicodeError if it
-        cannot be a name.
+        Raises: Unavailable without a place or a result in time, OSError if the name does not resolve, UnicodeError if
+        it cannot be a name.
         """
         group, party = _group.get()
         found: Addresses | None = None
@@ -58,7 +58,7 @@ class NameResolver:
                 return await asyncio.shield(found)
         except TimeoutError:
             why = "no name server answered in time" if found else "too many names are looked up now"
-            raise Busy(f"{host[:255]} cannot be looked up: {why}; try again in a moment") from None
+            raise Unavailable(f"{host[:255]} cannot be looked up: {why}; try again in a moment") from None
 
     async def _join_or_begin(self, group: str, party: str, host: str, port: int) -> Addresses:
         """Join a running look-up of the host, or begin one once there is a place."""
@@ -95,7 +95,7 @@ class NameResolver:
             threading.Thread(target=_look_up, args=args, name="name look-up", daemon=True).start()
         except RuntimeError:  # the system has no more threads
             self._places[group].give_back(party)
-            raise Busy(f"no thread is free to look up {host[:255]}; try again in a moment") from None
+            raise Unavailable(f"no thread is free to look up {host[:255]}; try again in a moment") from None
         self._lookups[group, host] = time.monotonic(), found
         return found
 

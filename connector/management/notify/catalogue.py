@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Collection
 
-from connector.errors import Busy, HanseError, PeerBusy, PeerUnreachable
+from connector.errors import ConnectorError, PeerBusy, PeerUnreachable, Unavailable
 from connector.events import DatasetRemoved, DatasetVersioned, Event, OfferPublished, OfferWithdrawn
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import HttpClient
@@ -66,9 +66,9 @@ class Announcer:
                 if not await self._tell(changed, ended):
                     continue
             except Exception as error:  # noqa: BLE001  # the next change is still announced
-                reason = error.message if isinstance(error, HanseError) else repr(error)
+                reason = error.message if isinstance(error, ConnectorError) else repr(error)
                 _log.warning("catalogue_not_told", reason=reason)
-                again = isinstance(error, Busy | PeerBusy | PeerUnreachable)
+                again = isinstance(error, Unavailable | PeerBusy | PeerUnreachable)
             if again:
                 self._later(changed, ended)
             await asyncio.sleep(rest)
@@ -80,7 +80,7 @@ class Announcer:
             return
         try:
             lately = await self._store.read(lambda tx: tx.datasets.list_withdrawn_since(tx.now - _BEFORE_SECONDS))
-        except HanseError as error:
+        except ConnectorError as error:
             _log.warning("catalogue_not_told", reason=error.message)
             return
         if lately:

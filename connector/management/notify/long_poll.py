@@ -11,7 +11,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from connector.dsp.states import FINAL
-from connector.errors import BadInput, HanseError
+from connector.errors import ConnectorError, Invalid
 from connector.events import Event
 from connector.store import Store
 from connector.store.tables import Negotiation, Transfer
@@ -58,7 +58,7 @@ def _is_reached(row: Row, first: Row, state: str) -> bool:
 async def run_unless_gone(request: Request, work: Awaitable[_T]) -> _T:
     """Return the result of the work, which is cancelled when the client leaves first.
 
-    Raises: BadInput where the client has left.
+    Raises: Invalid where the client has left.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_wait_for_disconnect(request))
@@ -67,9 +67,9 @@ async def run_unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         if working.done():
             return await working
         working.cancel()
-        with contextlib.suppress(asyncio.CancelledError, HanseError):
+        with contextlib.suppress(asyncio.CancelledError, ConnectorError):
             await working
-        raise BadInput("the client left before it was answered", code="client_gone")
+        raise Invalid("the client left before it was answered", code="client_gone")
     finally:
         leaving.cancel()
         if not working.done():

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 
 from connector.dsp.protocol_client import PeerTransport, ProtocolClient
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 from connector.events import Event, WebhookChanged
 from connector.outbox.sender import DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
@@ -47,14 +47,14 @@ class Webhooks:
     async def add(self, *, url: str, kinds: Sequence[str], by: str) -> Webhook:
         """Add a webhook and return it with its secret, which is shown only this once.
 
-        Raises: BadInput for an address that the connector may not call.
+        Raises: Invalid for an address that the connector may not call.
         """
         await self._peer.check(url)
         row = Webhook(id=f"urn:uuid:{uuid.uuid4()}", url=url, secret=secrets.token_urlsafe(32), kinds=list(kinds))
 
         def work(tx: Transaction) -> Webhook:
             if len(tx.outbox.list_webhooks()) >= _MOST:
-                raise BadInput(f"expected at most {_MOST} webhooks; remove one first")
+                raise Invalid(f"expected at most {_MOST} webhooks; remove one first")
             row.created_at = tx.now
             tx.outbox.add_webhook(row)
             tx.publish(WebhookChanged(actor=by, process=row.id, detail={"change": "added", "url": url}))
@@ -72,7 +72,7 @@ class Webhooks:
 
         def work(tx: Transaction) -> None:
             if (row := tx.outbox.get_webhook(webhook_id)) is None:
-                raise NotFound(f"no webhook {webhook_id!r}")
+                raise Absent(f"no webhook {webhook_id!r}")
             tx.outbox.remove_webhook(row)
             tx.outbox.drop(_process(webhook_id))
             tx.publish(WebhookChanged(actor=by, process=webhook_id, detail={"change": "removed", "url": row.url}))

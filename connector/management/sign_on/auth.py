@@ -24,7 +24,7 @@ from fastapi import Request
 
 from connector import acting, raw_access
 from connector.acting import Acting
-from connector.errors import AlreadyExists, BadInput, Busy, Forbidden, NotFound, ScopeMissing, Unauthenticated
+from connector.errors import Absent, AlreadyExists, Forbidden, Invalid, ScopeMissing, Unavailable, Unproven
 from connector.events import Event, RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken, SignOnSession
@@ -115,17 +115,17 @@ class Tokens:
         """Make a token and return its text, which is never shown again. `by`: the name of an admin token that is valid
         now; or of a person with an open session as operator, whose `subject` is given.
 
-        Raises: Unauthenticated where `by` has just ended.
+        Raises: Unproven where `by` has just ended.
         """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
-            raise BadInput(f"expected scopes among {', '.join(SCOPES)}, came {', '.join(unknown) or 'none'}")
+            raise Invalid(f"expected scopes among {', '.join(SCOPES)}, came {', '.join(unknown) or 'none'}")
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
             tx.tokens.lock_exclusively()
             if not _is_admin(tx, by, subject):
-                raise Unauthenticated("this token has just ended; ask an administrator for a new one")
+                raise Unproven("this token has just ended; ask an administrator for a new one")
             if tx.tokens.find_by_name(name) is not None:
                 raise AlreadyExists(
                     f"a token named {name!r} exists; end it first (`hanse token end`) or take another name"
@@ -143,9 +143,9 @@ class Tokens:
             tx.tokens.lock_exclusively()  # two concurrent revocations must not end both admin tokens
             row = tx.tokens.find_by_name(name)
             if row is None:
-                raise NotFound(f"no token is named {name!r}")
+                raise Absent(f"no token is named {name!r}")
             if _admins(tx) == [row]:
-                raise BadInput(
+                raise Invalid(
                     "this is the last token with the scope admin that is good now; issue another one first "
                     "(`hanse token issue NAME --scope admin`)"
                 )
@@ -162,7 +162,7 @@ class Tokens:
     async def caller(self, token: str) -> Caller:
         """Return the holder of this token. Tokens are read each time, because another process may have ended one.
 
-        Raises: Unauthenticated for an unknown or expired token.
+        Raises: Unproven for an unknown or expired token.
         """
         if self._read_workload is not None and token.startswith(WORKLOAD_PREFIX):
             return self._read_workload(token)
@@ -176,9 +176,9 @@ class Tokens:
         if session is not None:
             return _read_session(session, now)
         if row is None:
-            raise Unauthenticated("this token is not known here; use one that this connector issued")
+            raise Unproven("this token is not known here; use one that this connector issued")
         if _is_over(row, now) or (owner is not None and _is_over(owner, now)):
-            raise Unauthenticated("this token has expired; ask an administrator for a new one")
+            raise Unproven("this token has expired; ask an administrator for a new one")
         await self._note_use(row, now)
         if row.owner:
             subject = "" if row.owner.startswith(MAKER_PREFIX) else row.owner
@@ -190,7 +190,7 @@ class Tokens:
         """Store the last use, unless one within a minute is stored. A database that takes no changes refuses nothing
         here."""
         if row.last_used_at is None or not 0 <= now - row.last_used_at < _USE_NOTED_SECONDS:
-            with suppress(Busy):
+            with suppress(Unavailable):
                 await self._store.write(lambda tx: tx.tokens.touch(row.name, now))
 
     def require(self, scope: str, *, bound: bool = False) -> Requirement:
@@ -218,13 +218,13 @@ class Tokens:
                     f"expected a token with the scope {scope!r}, got one with {_format_scopes(caller)}; ask an "
                     f"administrator for another (`hanse token issue NAME --scope {scope}`)"
                 )
-        except (Unauthenticated, ScopeMissing) as error:
+        except (Unproven, ScopeMissing) as error:
             await self._record(request, error, token=caller.name if caller else "")
             raise
         acting.set_current(caller.acting)
         return caller
 
-    async def _record(self, request: Request, error: Unauthenticated | ScopeMissing, *, token: str) -> None:
+    async def _record(self, request: Request, error: Unproven | ScopeMissing, *, token: str) -> None:
         """Record a refusal. All refused callers are one actor in the log (decision 35), known or not."""
         refused = RequestRefused(
             actor="unknown",
@@ -271,7 +271,7 @@ def refuse_bound(caller: Caller) -> None:
 
 def _read_session(session: SignOnSession, now: float) -> Caller:
     if session.expires_at <= now:
-        raise Unauthenticated("this session has expired; log in again")
+        raise Unproven("this session has expired; log in again")
     return Caller(session.name, frozenset(session.scopes), owner=session.subject, subject=session.subject)
 
 
@@ -319,7 +319,7 @@ def _read_token(request: Request) -> str:
         same = site == "same-origin" or (not site and origin == f"{request.url.scheme}://{request.url.netloc}")
         if request.method in ("GET", "HEAD") or same:
             return cookie
-    raise Unauthenticated("expected `Authorization: Bearer <token>`; the first start printed a token, once")
+    raise Unproven("expected `Authorization: Bearer <token>`; the first start printed a token, once")
 
 
 def _format_scopes(caller: Caller) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from connector.errors import BadInput, Unauthenticated
+from connector.errors import Invalid, Unproven
 from connector.infra.http.form import parse_form
 from connector.management.sign_on.people import ID_TYPE, SignOn
 
@@ -33,7 +33,7 @@ async def exchange_login(sign_on: SignOn, body: bytes) -> Response | None:
         return None
     try:
         login = await sign_on.exchange(body)
-    except Unauthenticated:
+    except Unproven:
         return JSONResponse({"error": "invalid_grant"}, status_code=400, headers=_QUIET)
     answer = {
         "access_token": login.session, "issued_token_type": _ACCESS_TYPE, "token_type": "Bearer",
@@ -59,7 +59,7 @@ def router(sign_on: SignOn) -> APIRouter:
     async def revoke(request: Request) -> Response:
         try:
             await sign_on.revoke(parse_form(await request.body()).get("token", ""))
-        except BadInput:
+        except Invalid:
             return JSONResponse({"error": "invalid_request"}, status_code=400, headers=_QUIET)
         return Response(status_code=200, headers=_QUIET)
 
@@ -69,5 +69,5 @@ def router(sign_on: SignOn) -> APIRouter:
 def _has_id_token(body: bytes) -> bool:
     try:
         return parse_form(body).get("subject_token_type") == ID_TYPE
-    except BadInput:
+    except Invalid:
         return False

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from connector.errors import BadInput, Unauthenticated, harmless
+from connector.errors import Invalid, Unproven, harmless
 from connector.events import RequestRefused, SessionEnded, SessionStarted, TokenRevoked
 from connector.identity.openid.issuer_client import FAILED
 from connector.identity.openid.login import FinishedLogin, LoginClient, Person
@@ -51,7 +51,7 @@ class SignOn:
     async def begin(self, name: str, *, to: str) -> tuple[str, str]:
         """Begin a login; return the provider's address for the browser, and the attempt for its cookie.
 
-        Raises: NotFound for an unknown provider; Unauthenticated without a reason, which is recorded.
+        Raises: Absent for an unknown provider; Unproven without a reason, which is recorded.
         """
         self._logins.client(name)
         try:
@@ -62,7 +62,7 @@ class SignOn:
     async def finish(self, name: str, query: Mapping[str, str], cookie: str) -> Login:
         """Check the provider's response and start a session.
 
-        Raises: NotFound for an unknown provider; Unauthenticated without a reason, which is recorded.
+        Raises: Absent for an unknown provider; Unproven without a reason, which is recorded.
         """
         self._logins.client(name)
         try:
@@ -76,16 +76,16 @@ class SignOn:
     async def exchange(self, body: bytes) -> Login:
         """Start a session for the ID token in a form, which `hanse login` got from a provider (RFC 8693).
 
-        Raises: Unauthenticated without a reason, which is recorded.
+        Raises: Unproven without a reason, which is recorded.
         """
         try:
             form = parse_form(body)
             if form.get("grant_type") != GRANT or not 0 < len(form.get("subject_token", "")) <= _ID_TOKEN_MAX:
-                raise BadInput(f"expected the grant {GRANT} with an ID token of at most {_ID_TOKEN_MAX} characters")
+                raise Invalid(f"expected the grant {GRANT} with an ID token of at most {_ID_TOKEN_MAX} characters")
             finished = await self._logins.read_id_token(form["subject_token"])
             seconds = int(finished.person.expires_at - time.time())
             if seconds < 1:
-                raise BadInput("expected an ID token that lasts, got one that ends now")
+                raise Invalid("expected an ID token that lasts, got one that ends now")
         except FAILED as error:
             raise await self._refuse("", error) from error
         return Login(await self._start(finished), seconds, finished.to, _list_scopes(finished.person))
@@ -102,7 +102,7 @@ class SignOn:
     async def end_by_provider(self, name: str, body: bytes) -> None:
         """End the sessions that the logout token of a form names (OpenID Connect Back-Channel Logout 1.0, 2.5).
 
-        Raises: NotFound for an unknown provider; Unauthenticated without a reason, which is recorded.
+        Raises: Absent for an unknown provider; Unproven without a reason, which is recorded.
         """
         self._logins.client(name)
         try:
@@ -154,7 +154,7 @@ class SignOn:
 
         return await self._store.write(work)
 
-    async def _refuse(self, name: str, error: BaseException) -> Unauthenticated:
+    async def _refuse(self, name: str, error: BaseException) -> Unproven:
         """Record why a login failed; return the error for the browser, which has no reason."""
         reason = harmless(str(error) or type(error).__name__)[:500]
         await self._store.record_refusal(
@@ -166,7 +166,7 @@ class SignOn:
                 detail={"provider": name} if name else {},
             )
         )
-        return Unauthenticated("sign-on failed; try again, or ask the operator, whose log has the reason")
+        return Unproven("sign-on failed; try again, or ask the operator, whose log has the reason")
 
 
 def _list_scopes(person: Person) -> list[str]:

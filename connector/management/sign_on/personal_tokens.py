@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.errors import BadInput, Forbidden, Limited, NotFound, Unauthenticated, check_harmless
+from connector.errors import Absent, Forbidden, Invalid, Limited, Unproven, check_harmless
 from connector.events import TokenIssued, TokenRevoked
 from connector.json_number import JSON_NUMBER
 from connector.management.sign_on.auth import MAKER_PREFIX, SCOPES, Caller, Tokens, digest_of
@@ -61,8 +61,8 @@ class PersonalTokens:
     async def issue(self, caller: Caller, new: NewPersonalToken) -> tuple[ApiToken, str]:
         """Make a token for the caller; return its row and its text, which is never shown again.
 
-        Raises: Forbidden for a caller that uses a personal access token; BadInput for a scope that the caller lacks;
-        Limited for too many tokens; Unauthenticated if the caller's own token has just ended.
+        Raises: Forbidden for a caller that uses a personal access token; Invalid for a scope that the caller lacks;
+        Limited for too many tokens; Unproven if the caller's own token has just ended.
         """
         _check_new(caller, new)
         text = PREFIX + secrets.token_urlsafe(32)
@@ -83,12 +83,12 @@ class PersonalTokens:
         return await self._store.read(lambda tx: tx.tokens.list_owned(caller.owner))
 
     async def revoke(self, caller: Caller, token: str) -> None:
-        """End a token of the caller at once. Raises: NotFound if the caller has no such token."""
+        """End a token of the caller at once. Raises: Absent if the caller has no such token."""
 
         def work(tx: Transaction) -> None:
             row = next((row for row in tx.tokens.list_owned(caller.owner) if row.name == token), None)
             if row is None:
-                raise NotFound("you have no personal access token with this id; `hanse token mine` lists yours")
+                raise Absent("you have no personal access token with this id; `hanse token mine` lists yours")
             tx.tokens.remove(row)
             tx.publish(TokenRevoked(actor=caller.name, detail={"token": token, "personal": True}))
 
@@ -135,14 +135,14 @@ def _check_new(caller: Caller, new: NewPersonalToken) -> None:
     allowed = [scope for scope in PERSONAL_SCOPES if caller.may(scope)]
     unfit = sorted(set(new.scopes) - set(allowed))
     if unfit or not new.scopes:
-        raise BadInput(f"expected scopes among {', '.join(allowed) or 'none'}, got {', '.join(unfit) or 'none'}")
+        raise Invalid(f"expected scopes among {', '.join(allowed) or 'none'}, got {', '.join(unfit) or 'none'}")
     check_harmless(label=new.label)
 
 
 def _check_owner(tx: Transaction, caller: Caller) -> None:
     owner = caller.owner
     if owner.startswith(MAKER_PREFIX) and tx.tokens.find_by_name(owner.removeprefix(MAKER_PREFIX)) is None:
-        raise Unauthenticated("this token has just ended; ask an administrator for a new one")
+        raise Unproven("this token has just ended; ask an administrator for a new one")
     if len(tx.tokens.list_owned(owner)) >= _OWNED_MAX:
         raise Limited(f"expected at most {_OWNED_MAX} personal access tokens, you have as many; end some first")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 
-from connector.errors import BadInput, harmless
+from connector.errors import Invalid, harmless
 from connector.identity.openid.issuer_client import LEEWAY_S, IssuerClient
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.sign_on_file import ServiceClient
@@ -57,16 +57,16 @@ class ServiceClients:
     async def authenticate(self, form: Mapping[str, str], *, now: float) -> CheckedAssertion:
         """Check the assertion of a form (steps 1 to 3).
 
-        Raises: BadInput, JoseError or AuthlibBaseError with the reason for our log; Busy if the keys cannot be had.
+        Raises: Invalid, JoseError or AuthlibBaseError with the reason for our log; Busy if the keys cannot be had.
         """
         text = form.get("client_assertion", "")
         if form.get("client_assertion_type") != ASSERTION_TYPE or "client_secret" in form:
-            raise BadInput(f"expected a client assertion of the type {ASSERTION_TYPE} and no secret")
+            raise Invalid(f"expected a client assertion of the type {ASSERTION_TYPE} and no secret")
         if not 0 < len(text) <= _ASSERTION_MAX or not text.isascii():
-            raise BadInput(f"expected a client assertion of at most {_ASSERTION_MAX} ASCII characters")
+            raise Invalid(f"expected a client assertion of at most {_ASSERTION_MAX} ASCII characters")
         named = _peek_service(text, form.get("client_id"))
         if named not in self._services:
-            raise BadInput(f"expected an assertion of a configured service, got one of {harmless(named)[:200]!r}")
+            raise Invalid(f"expected an assertion of a configured service, got one of {harmless(named)[:200]!r}")
         service, client = self._services[named]
         claims = await client.decode(text)
         _Assertion(service.audience or self._token_url).verify_claims(dict(claims))
@@ -78,20 +78,20 @@ def _make_client(net: HttpClient, service: ServiceClient) -> IssuerClient:
 
 
 def _peek_service(text: str, declared: str | None) -> str:
-    """Return the service that an unchecked assertion names. Raises: BadInput, AuthlibBaseError."""
+    """Return the service that an unchecked assertion names. Raises: Invalid, AuthlibBaseError."""
     subject = _Assertion("").extract_assertion(text)[1].get("sub")
     if not isinstance(subject, str) or declared not in (None, subject):
-        raise BadInput("expected an assertion whose `sub` is the service, and no other `client_id`")
+        raise Invalid("expected an assertion whose `sub` is the service, and no other `client_id`")
     return subject
 
 
 def _check_use(service: ServiceClient, claims: Mapping[str, Any], now: float) -> CheckedAssertion:
     audience, jti = claims["aud"], claims.get("jti")
     if isinstance(audience, list) and len(audience) != 1:
-        raise BadInput(f"expected an assertion for this connector alone, got {len(audience)} audiences")
+        raise Invalid(f"expected an assertion for this connector alone, got {len(audience)} audiences")
     if claims["exp"] > int(now) + LIFETIME_MAX_S + LEEWAY_S:
-        raise BadInput(f"expected an assertion that ends within {LIFETIME_MAX_S} s, got one that lasts longer")
+        raise Invalid(f"expected an assertion that ends within {LIFETIME_MAX_S} s, got one that lasts longer")
     if not isinstance(jti, str) or not 0 < len(jti) <= _JTI_MAX:
-        raise BadInput(f"expected a jti of at most {_JTI_MAX} characters")
+        raise Invalid(f"expected a jti of at most {_JTI_MAX} characters")
     digest = sha256(f"client-assertion {service.name} {jti}".encode(errors="surrogatepass")).hexdigest()
     return CheckedAssertion(service, digest, float(claims["exp"]) + LEEWAY_S)

@@ -11,7 +11,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OctKey, import_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.openid.issuer_client import name_algorithm
 from connector.identity.openid.login import Provider
 from connector.setting_types import NAME, Address
@@ -82,24 +82,24 @@ class SignOnFile(BaseModel):
 def read_sign_on_file(file: Path | None) -> SignOnFile:
     """Read the operator's file; None: an empty one.
 
-    Raises: BadInput for a malformed file, or one that other users can read.
+    Raises: Invalid for a malformed file, or one that other users can read.
     """
     if file is None:
         return SignOnFile()
     try:
         if file.stat().st_mode & 0o077:
-            raise BadInput(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
+            raise Invalid(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
         read = SignOnFile.model_validate(_read_parts(file))
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        raise BadInput(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise Invalid(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
         expected = "expected YAML with `providers`, `workloads` and `services`, lists"
-        raise BadInput(f"{file}: {expected}; {type(error).__name__}") from None
+        raise Invalid(f"{file}: {expected}; {type(error).__name__}") from None
     _check_providers(file, read.providers)
     _check_scopes(file, read)
     if len({one.name for one in read.services}) != len(read.services):
-        raise BadInput(f"{file}: expected a name for each service, got the same twice")
+        raise Invalid(f"{file}: expected a name for each service, got the same twice")
     return read
 
 
@@ -113,29 +113,29 @@ def _read_parts(file: Path) -> dict[str, object]:
 def _check_providers(file: Path, providers: Sequence[Provider]) -> None:
     names = [provider.name for provider in providers]
     if len(set(names)) != len(names):
-        raise BadInput(f"{file}: expected a name for each provider, got the same twice")
+        raise Invalid(f"{file}: expected a name for each provider, got the same twice")
     at_command_line = [provider.issuer for provider in providers if provider.cli_client_id]
     if len(set(at_command_line)) != len(at_command_line):
-        raise BadInput(f"{file}: expected `cli_client_id` once for an issuer, got it twice")
+        raise Invalid(f"{file}: expected `cli_client_id` once for an issuer, got it twice")
     for provider in providers:
         if unknown := sorted(set(provider.roles.values()) - set(ROLES)):
-            raise BadInput(f"{file}: expected roles among {', '.join(ROLES)}, got {', '.join(unknown)}")
+            raise Invalid(f"{file}: expected roles among {', '.join(ROLES)}, got {', '.join(unknown)}")
         _check_client(file, provider)
         for scopes in (provider.scopes, provider.cli_scopes):
             if "openid" not in scopes.split():
-                raise BadInput(f"{file}: expected the scope openid for {provider.name}, got {scopes!r}")
+                raise Invalid(f"{file}: expected the scope openid for {provider.name}, got {scopes!r}")
 
 
 def _check_client(file: Path, provider: Provider) -> None:
     if provider.client_key is None:
         return
     if provider.client_secret:
-        raise BadInput(f"{file}: expected a client_secret or a client_key for {provider.name}, got both")
+        raise Invalid(f"{file}: expected a client_secret or a client_key for {provider.name}, got both")
     try:
         name_algorithm(import_key(dict(provider.client_key)))
-    except (BadInput, JoseError, ValueError, TypeError, LookupError):
+    except (Invalid, JoseError, ValueError, TypeError, LookupError):
         kinds = "a private JWK (RSA, P-256, P-384, P-521 or Ed25519)"
-        raise BadInput(f"{file}: expected {kinds} as client_key of {provider.name}") from None
+        raise Invalid(f"{file}: expected {kinds} as client_key of {provider.name}") from None
 
 
 def _check_scopes(file: Path, read: SignOnFile) -> None:
@@ -143,4 +143,4 @@ def _check_scopes(file: Path, read: SignOnFile) -> None:
     given = {scope for scopes in (*by_subject, *(one.scopes for one in read.services)) for scope in scopes}
     if unknown := sorted(given - set(WORKLOAD_SCOPES)):
         expected = ", ".join(WORKLOAD_SCOPES)
-        raise BadInput(f"{file}: expected scopes among {expected} for workloads, got {', '.join(unknown)}")
+        raise Invalid(f"{file}: expected scopes among {expected} for workloads, got {', '.join(unknown)}")

@@ -31,7 +31,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
-from connector.errors import BadInput, Busy, Unauthenticated, check_harmless, harmless
+from connector.errors import Invalid, Unavailable, Unproven, check_harmless, harmless
 from connector.events import RequestRefused, TokenIssued
 from connector.identity.openid.issuer_client import FAILED, LEEWAY_S, IssuerClient
 from connector.infra.http.form import parse_form
@@ -99,19 +99,21 @@ class WorkloadTokens:
     async def exchange(self, body: bytes) -> Exchanged:
         """Exchange the subject token or the assertion of a form.
 
-        Raises: Unauthenticated with OAuth's code and no reason, which is recorded; Busy if keys cannot be had.
+        Raises: Unproven with OAuth's code and no reason, which is recorded; Unavailable if keys cannot be had.
         """
         code = "invalid_grant"
         try:
             form = parse_form(body)
             code = "invalid_client" if form.get("grant_type") == CLIENT_CREDENTIALS else code
             return await self._exchange(form)
-        except Busy as error:
+        except Unavailable as error:
             await self._record(error)
-            raise Busy("the token cannot be checked now; try again in a moment", private=error.message) from error
+            raise Unavailable(
+                "the token cannot be checked now; try again in a moment", private=error.message
+            ) from error
         except FAILED as error:
             await self._record(error)
-            raise Unauthenticated("token exchange failed; the operator's log has the reason", code=code) from error
+            raise Unproven("token exchange failed; the operator's log has the reason", code=code) from error
 
     async def _exchange(self, form: Mapping[str, str]) -> Exchanged:
         asked = {name: form.get(name, "") for name in ("agreement", "purpose", "job")}
@@ -121,7 +123,7 @@ class WorkloadTokens:
         now = self._clock()
         until = min(now + self._seconds, proof.ends)
         if until - now < 1:
-            raise BadInput("expected a subject token that lasts, got one that ends now")
+            raise Invalid("expected a subject token that lasts, got one that ends now")
         caller = _make_caller(proof, _grant_scopes(proof, form.get("scope", "")), asked | {"job": job})
         await self._store.write(lambda tx: _issue(tx, caller, proof.assertion))
         return Exchanged(self._sign(caller, until), sorted(caller.scopes), int(until - now), job)
@@ -137,7 +139,7 @@ class WorkloadTokens:
         subject = str(claims["sub"])
         full = f"{issuer.issuer}#{subject}"
         if len(full) > _TEXT_MAX:
-            raise BadInput(f"expected issuer and subject of at most {_TEXT_MAX} characters, got {len(full)}")
+            raise Invalid(f"expected issuer and subject of at most {_TEXT_MAX} characters, got {len(full)}")
         check_harmless(subject=subject)
         found = [scopes for pattern, scopes in issuer.subjects.items() if fnmatchcase(subject, pattern)]
         granted = frozenset(scope for scopes in found for scope in scopes)
@@ -146,7 +148,7 @@ class WorkloadTokens:
     async def _verify(self, token: str) -> tuple[WorkloadIssuer, Mapping[str, Any]]:
         named = _peek_issuer(token)
         if named not in self._issuers:
-            raise BadInput(f"expected a token of a configured issuer, got one of {harmless(named)[:200]!r}")
+            raise Invalid(f"expected a token of a configured issuer, got one of {harmless(named)[:200]!r}")
         issuer, client = self._issuers[named]
         claims = await client.decode(token)
         expected = {name: {"essential": True} for name in ("sub", "exp")} | {
@@ -164,14 +166,14 @@ class WorkloadTokens:
         return WORKLOAD_PREFIX + jwt.encode({"alg": "HS256"}, claims, self._key, algorithms=["HS256"])
 
     def read(self, token: str) -> Caller:
-        """Return the workload of a token that this connector made. Raises: Unauthenticated."""
+        """Return the workload of a token that this connector made. Raises: Unproven."""
         try:
             claims = jwt.decode(token.removeprefix(WORKLOAD_PREFIX), self._key, algorithms=["HS256"]).claims
             over = claims["exp"] <= self._clock()
         except (JoseError, ValueError, KeyError, TypeError) as error:
-            raise Unauthenticated("this token is not known here; exchange the workload's token for one") from error
+            raise Unproven("this token is not known here; exchange the workload's token for one") from error
         if over:
-            raise Unauthenticated("this token has expired; exchange the workload's token again")
+            raise Unproven("this token has expired; exchange the workload's token again")
         about = {name: claims[name] for name in ("agreement", "purpose", "job")}
         scopes, subject = frozenset(claims["scopes"]), claims["sub"]
         return Caller(claims["name"], scopes, owner=subject, subject=subject, workload=True, **about)
@@ -196,7 +198,7 @@ def router(workloads: WorkloadTokens, exchange_login: Callable[[bytes], Awaitabl
             return answer
         try:
             made = await workloads.exchange(await request.body())
-        except Unauthenticated as error:
+        except Unproven as error:
             return JSONResponse({"error": error.code}, status_code=400, headers=quiet)
         body = {
             "access_token": made.token, "issued_token_type": ACCESS_TYPE, "token_type": "Bearer",
@@ -215,17 +217,17 @@ def _check_asked(asked: Mapping[str, str]) -> None:
     check_harmless(**asked)
     for name, text in asked.items():
         if len(text) > _TEXT_MAX:
-            raise BadInput(f"expected {name} of at most {_TEXT_MAX} characters, got {len(text)}")
+            raise Invalid(f"expected {name} of at most {_TEXT_MAX} characters, got {len(text)}")
 
 
 def _read_subject_token(form: Mapping[str, str]) -> str:
     if form.get("grant_type") != GRANT or form.get("subject_token_type") != JWT_TYPE:
-        raise BadInput(
+        raise Invalid(
             f"expected the grant {GRANT} with a subject token of the type {JWT_TYPE}, or the grant "
             f"{CLIENT_CREDENTIALS}; got others"
         )
     if not 0 < len(token := form.get("subject_token", "")) <= _SUBJECT_TOKEN_MAX:
-        raise BadInput(f"expected a subject token of at most {_SUBJECT_TOKEN_MAX} characters")
+        raise Invalid(f"expected a subject token of at most {_SUBJECT_TOKEN_MAX} characters")
     return token
 
 
@@ -237,10 +239,10 @@ def _peek_issuer(token: str) -> str:
 
 
 def _grant_scopes(proof: _Proof, asked: str) -> frozenset[str]:
-    """Return the scopes of a subject, or those of them that are asked for (step 4). Raises: BadInput."""
+    """Return the scopes of a subject, or those of them that are asked for (step 4). Raises: Invalid."""
     wanted = frozenset(asked.split()) or proof.scopes
     if not wanted or not wanted <= proof.scopes:
-        raise BadInput(
+        raise Invalid(
             f"expected scopes among {', '.join(sorted(proof.scopes)) or 'none'} for {harmless(proof.name)[:200]!r}, "
             f"got {harmless(asked)[:100] or 'none'}"
         )
@@ -263,11 +265,11 @@ def _make_caller(proof: _Proof, scopes: frozenset[str], about: Mapping[str, str]
 
 
 def _issue(tx: Transaction, caller: Caller, assertion: CheckedAssertion | None) -> None:
-    """Record the exchange. Raises: BadInput for a used assertion, or an agreement in which we are not the consumer."""
+    """Record the exchange. Raises: Invalid for a used assertion, or an agreement in which we are not the consumer."""
     if assertion is not None and not tx.callers.note_token(assertion.digest, assertion.until):
-        raise BadInput("expected an assertion that was not used before; sign a new one for each token")
+        raise Invalid("expected an assertion that was not used before; sign a new one for each token")
     if caller.agreement and tx.agreements.get(caller.agreement, role="consumer") is None:  # 5
-        raise BadInput(f"expected an agreement in which we are the consumer, got {caller.agreement!r}")
+        raise Invalid(f"expected an agreement in which we are the consumer, got {caller.agreement!r}")
     tx.publish(
         TokenIssued(
             actor=caller.name, subject=caller.subject, job=caller.job, agreement=caller.agreement,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Integer, Select, Text, and_, bindparam, case, cast, exists, func, or_, select, update
 
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.store.compiled_statements import CompiledStatement
 from connector.store.tables import (
     Agreement,
@@ -196,9 +196,9 @@ class AgreementQueries:
         return self._unit.session.get(Agreement, (agreement_id, role))
 
     def of(self, agreement_id: str, *, role: str) -> Agreement:
-        """By id and role. Raises NotFound if it does not exist."""
+        """By id and role. Raises Absent if it does not exist."""
         if (row := self.get(agreement_id, role=role)) is None:
-            raise NotFound(f"no agreement {agreement_id!r} with this participant as {role}")
+            raise Absent(f"no agreement {agreement_id!r} with this participant as {role}")
         return row
 
     def read_dataset_id(self, agreement_id: str) -> str:

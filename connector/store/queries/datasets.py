@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import and_, exists, func, select
 from sqlalchemy.orm import Session
 
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 
 _CONVERTED = DatasetVersion.source["report"].as_string().is_not(None)
@@ -42,9 +42,9 @@ class DatasetQueries:
         )
 
     def of(self, key: str) -> RegisteredDataset:
-        """By id or name. Raises NotFound if it does not exist."""
+        """By id or name. Raises Absent if it does not exist."""
         if (row := self.find(key)) is None:
-            raise NotFound(f"no dataset {key!r} is registered here; list them with `hanse dataset list`")
+            raise Absent(f"no dataset {key!r} is registered here; list them with `hanse dataset list`")
         return row
 
     def lock(self, dataset_id: str) -> None:
@@ -55,10 +55,10 @@ class DatasetQueries:
         return self._session.get(DatasetVersion, (dataset_id, digest))
 
     def get_current(self, dataset: RegisteredDataset) -> DatasetVersion:
-        """The current version of a dataset. Raises NotFound if it does not exist."""
+        """The current version of a dataset. Raises Absent if it does not exist."""
         version = self.get_version(dataset.id, dataset.version)
         if version is None:
-            raise NotFound(f"dataset {dataset.name!r} has no version {dataset.version!r}")
+            raise Absent(f"dataset {dataset.name!r} has no version {dataset.version!r}")
         return version
 
     def list_versions(self, dataset_id: str) -> Sequence[DatasetVersion]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.store.tables import HAS_PEER_PID, IS_OPEN, Negotiation, Transfer
 
 Row = TypeVar("Row", Negotiation, Transfer)
@@ -41,18 +41,18 @@ class _ProcessQueries(Generic[Row]):
     def of(self, pid: str, counterparty: str) -> Row:
         """By pid and counterparty, for update.
 
-        Raises NotFound for an unknown pid and for another party's process alike.
+        Raises Absent for an unknown pid and for another party's process alike.
         """
         row = self.get(pid)
         if row is None or row.counterparty != counterparty:
-            raise NotFound(f"no {self._noun} {pid!r} between you and this participant")
+            raise Absent(f"no {self._noun} {pid!r} between you and this participant")
         return row
 
     def peek_of(self, pid: str, counterparty: str) -> Row:
         """As `of`, without a lock."""
         row = self.peek(pid)
         if row is None or row.counterparty != counterparty:
-            raise NotFound(f"no {self._noun} {pid!r} between you and this participant")
+            raise Absent(f"no {self._noun} {pid!r} between you and this participant")
         return row
 
     def find_by_peer(self, *, role: str, counterparty: str, peer_pid: str) -> Row | None:

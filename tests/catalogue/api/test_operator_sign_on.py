@@ -15,7 +15,7 @@ import pytest
 from catalogue.api.access import COOKIE
 from catalogue.api.sign_on import HINT_COOKIE, OperatorSignOn, read_providers
 from catalogue.app import create_app
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.identity.openid.login import LoginClient, Provider
 from connector.infra.net.http_client import HttpClient
 from tests.catalogue.conftest import ROOT, Catalogue, Clock
@@ -136,7 +136,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         file.chmod(mode)
-        with pytest.raises(BadInput, match=reason):
+        with pytest.raises(Invalid, match=reason):
             read_providers(file)
     file.write_text(f"providers: [{one % 'operator'}]")
     assert [provider.name for provider in read_providers(file)] == ["a"]

@@ -12,7 +12,7 @@ from catalogue.app import build
 from catalogue.issuer.profiles import VC11, VC20
 from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueTransaction
-from connector.errors import Busy, Unauthenticated
+from connector.errors import Unavailable, Unproven
 from connector.identity.signed_jwt import read_jwt
 from tests.catalogue.conftest import ROOT, Catalogue
 from tests.catalogue.issuer.holder import MEMBERSHIP, OPERATOR, SENSITIVE, Holder, deliver, holding, verifier
@@ -74,7 +74,7 @@ async def test_a_suspended_members_credential_is_refused_until_the_suspension_is
         if accepted:
             assert await verifier(catalogue, SENSITIVE).verify(holder.did, "opaque")
         else:
-            with pytest.raises(Unauthenticated) as refused:
+            with pytest.raises(Unproven) as refused:
                 await verifier(catalogue, SENSITIVE).verify(holder.did, "opaque")
             assert f"scope org.eclipse.dspace.dcp.vc.type:{SENSITIVE}" in refused.value.private
 
@@ -83,7 +83,7 @@ async def test_the_credentials_of_a_removed_member_never_hold_again(catalogue: C
     await admitted(catalogue, holder)
     old = holder.deliveries[-1]
     await catalogue.http.delete("/api/v1/members/north", headers=catalogue.operator)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await verifier(catalogue).verify(holder.did, "opaque")
     await admitted(catalogue, holder)
     assert await verifier(catalogue).verify(holder.did, "opaque")
@@ -91,7 +91,7 @@ async def test_the_credentials_of_a_removed_member_never_hold_again(catalogue: C
     await patch(catalogue, status="suspended")
     await patch(catalogue, status="active")
     holder.deliveries.append(old)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await verifier(catalogue).verify(holder.did, "opaque")
 
 
@@ -294,7 +294,7 @@ async def test_the_running_issuer_delivers_what_is_requested_and_survives_a_brok
 ) -> None:
     issuer, store = catalogue.parts.issuer, catalogue.parts.store
     assert issuer is not None
-    broken = [Busy("full")]
+    broken = [Unavailable("full")]
     read = store.read
 
     async def failing_once(work: Any) -> Any:
@@ -345,7 +345,7 @@ async def test_a_changed_role_revokes_the_credential_and_delivers_another(catalo
     (credential,) = await verifier(catalogue).verify(holder.did, "opaque")
     assert credential.subjects[0]["role"] == "observer"
     holder.deliveries.append(old)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await verifier(catalogue).verify(holder.did, "opaque")
     await patch(catalogue, title="Another title")
     await deliver(catalogue)
@@ -432,7 +432,7 @@ class TestOnEachDatabase:
         await deliver(catalogue)
         assert len(await verifier(catalogue).verify(holder.did, "opaque")) == 2
         await patch(catalogue, status="suspended")
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await verifier(catalogue).verify(holder.did, "opaque")
         assert await verifier(catalogue).verify(other.did, "opaque")
         await patch(catalogue, status="active")

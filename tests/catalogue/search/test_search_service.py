@@ -14,7 +14,7 @@ from catalogue.search import hit_counts, index, search_query, search_service
 from catalogue.search.facets import FACETS
 from catalogue.search.highlight import excerpt, find_names, mark_words
 from catalogue.search.index import Index
-from connector.errors import BadInput
+from connector.errors import Invalid
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
@@ -281,7 +281,7 @@ async def test_a_search_too_long_or_too_deep_is_refused(catalogue: Catalogue, qu
 
 @pytest.mark.parametrize("asked", ["state:aktiv", "policy:members"])
 def test_what_no_dataset_can_have_is_refused_with_what_one_can(asked: str) -> None:
-    with pytest.raises(BadInput, match=r"expected as (state|policy) one of .*(stale|members-only), .*, came"):
+    with pytest.raises(Invalid, match=r"expected as (state|policy) one of .*(stale|members-only), .*, came"):
         search_query.parse_query(asked)
 
 
@@ -295,9 +295,9 @@ async def test_a_filter_that_is_none_is_refused_and_an_owner_is_a_participant(fi
 
 def test_many_filters_are_refused() -> None:
     for said in ({"columns": ["a" * 1500, "b" * 501]}, {"filters": {"keyword": ["c" * 2001]}}):
-        with pytest.raises(BadInput, match="at most 2000 characters of columns together"):
+        with pytest.raises(Invalid, match="at most 2000 characters of columns together"):
             search_query.parse_query("", **said)
-    with pytest.raises(BadInput, match="at most 20 filters"):
+    with pytest.raises(Invalid, match="at most 20 filters"):
         search_query.parse_query(" ".join(f"keyword:k{n}" for n in range(21)))
 
 

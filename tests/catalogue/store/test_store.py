@@ -24,7 +24,7 @@ from catalogue.settings import CatalogueSettings
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.migrate import upgrade
 from catalogue.store.tables import CatalogueTable, CrawlState, EntryRow, Member, VisitRecord
-from connector.errors import Conflict, Forbidden
+from connector.errors import Forbidden, WrongState
 from tests.catalogue.provider import dataset
 
 
@@ -75,7 +75,7 @@ def test_the_migration_makes_the_tables_of_the_program(database_url: str) -> Non
 
 def test_a_database_of_a_newer_program_is_refused(store: CatalogueStore, database_url: str) -> None:
     store.write_now(lambda tx: tx.session.execute(text("UPDATE alembic_version SET version_num = '9999'")) and None)
-    with pytest.raises(Conflict, match="newer Hanse"):
+    with pytest.raises(WrongState, match="newer Hanse"):
         upgrade(database_url)
 
 

@@ -34,7 +34,7 @@ from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpe
 from hanse.loaders import Loader, merge, prefetch, throughput
 from hanse.loaders.epoch_order import Order
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.usage import grants
 from tests.client.support import batch, chunked, ipc, owned
 from tests.support import gate, served
@@ -750,7 +750,7 @@ def test_a_loader_goes_on_after_its_owner_could_not_ask_whether_it_may(
 
     async def read(work: Any) -> Any:
         if away.is_set():
-            raise Busy("the database does not answer now")
+            raise Unavailable("the database does not answer now")
         return await there(work)
 
     monkeypatch.setattr(owner.provider.store, "read", read)

@@ -14,7 +14,7 @@ from hanse.audit.verify import MEMBERS, Report, verify
 from hanse.cli.audit import verify as show_evidence
 
 from connector.audit.log import Filter
-from connector.errors import Busy, NotFound
+from connector.errors import Absent, Unavailable
 from connector.events import AgreementConcluded
 from connector.store import Store
 from tests.connector.audit.support import SIGNER, evidence, log_over, story
@@ -96,7 +96,7 @@ async def test_exports_that_take_long_keep_nobody_from_the_database(
 
 
 async def test_an_empty_log_has_nothing_to_export(sqlite_store: Store, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no record yet"):
+    with pytest.raises(Absent, match="no record yet"):
         await evidence(log_over(sqlite_store), tmp_path)
 
 
@@ -104,7 +104,7 @@ async def test_a_directory_that_cannot_be_written_is_a_clear_refusal(sqlite_stor
     await sqlite_store.write(story(1))
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(Busy, match="make room"):
+    with pytest.raises(Unavailable, match="make room"):
         await evidence(log_over(sqlite_store), blocked)
 
 

@@ -17,7 +17,7 @@ from hanse.audit.verify import verify_consistency, verify_proof
 
 from connector.audit import merkle, signed_note
 from connector.audit.log import ROUND_MAX, LogBroken, Sequencer, check_key
-from connector.errors import NotFound
+from connector.errors import Absent
 from connector.store import Store, Transaction
 from connector.store.tables import AuditCheckpoint, AuditEvent, AuditTile
 from tests.connector.audit.support import SIGNER, log_over, story
@@ -148,7 +148,7 @@ async def test_every_record_is_what_was_published_and_is_proven(store: Store) ->
         proven = await log.prove(idx)
         assert json.loads(proven.record.text)["detail"]["rows"] == idx * 1000
         assert verify_proof(proven.proof, proven.record.leaf, SIGNER.vkey) == idx
-    with pytest.raises(NotFound, match="below its size, 9"):
+    with pytest.raises(Absent, match="below its size, 9"):
         await log.prove(9)
 
 

@@ -23,7 +23,7 @@ import pytest_asyncio
 from connector.dataplane import contract_routes
 from connector.dataplane.block_plan import RowSelection, build_read_request
 from connector.datasets import block_layout, file_access, rounded_counts
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.events import listed
 from connector.infra.concurrency.turn_queue import TurnQueue
 from policies.model import Policy
@@ -290,7 +290,7 @@ async def test_a_read_that_begins_under_another_permission_gives_no_cursors_of_t
         asked = build_read_request(
             ticket, held, RowSelection(), owner=provider.OWNER, split=replace(split, shown=shown)
         )
-        with nullcontext() if begins else pytest.raises(Busy):
+        with nullcontext() if begins else pytest.raises(Unavailable):
             async with running.reads.open(asked):
                 pass
 

@@ -10,7 +10,7 @@ from joserfc.jwk import ECKey
 from connector.dataplane import data_address, tickets
 from connector.dataplane.data_address import Addresses
 from connector.dataplane.tickets import Ticket
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.store.tables import Transfer
 
 US = "did:web:north.example"
@@ -42,7 +42,7 @@ def test_a_ticket_that_was_shown_before_ends_with_its_time(ours: Addresses) -> N
     text = shown(seconds=60)
     ours.read(text)
     ours.clock = lambda: NOW + 60
-    with pytest.raises(Unauthenticated) as refused:
+    with pytest.raises(Unproven) as refused:
         ours.read(text)
     assert refused.value.code == "ticket_expired"
 
@@ -50,7 +50,7 @@ def test_a_ticket_that_was_shown_before_ends_with_its_time(ours: Addresses) -> N
 @pytest.mark.parametrize("text", ["", "Bearer ", "Bearer x.y.z", shown(key=ECKey.generate_key("P-256"))])
 def test_what_is_not_ours_is_refused_each_time_and_not_kept(ours: Addresses, text: str) -> None:
     for _ in range(2):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             ours.read(text)
     assert not ours._read
 

@@ -14,7 +14,7 @@ import pytest
 from connector.dataplane import foreign_fetch
 from connector.dataplane.data_address import PATH
 from connector.dataplane.foreign_fetch import FetchHead, FetchSource, ForeignFetches
-from connector.errors import AddressRefused, BadInput, Busy, HanseError, PeerFailed, PeerNonsense, PeerRefused
+from connector.errors import AddressRefused, ConnectorError, Invalid, PeerFailed, PeerNonsense, PeerRefused, Unavailable
 from connector.events import Event
 from connector.infra.http.media_type import OCTETS
 from connector.infra.net.http_client import AddressGuard, HttpClient
@@ -125,9 +125,9 @@ async def test_a_token_with_its_scheme_is_sent_once(reader: Reader) -> None:
     assert (reader.told().outcome, reader.told().code) == ("broken", "peer_refused")
 
 
-BROKEN: dict[str, tuple[bytes, type[HanseError]]] = {
-    "announced too large": (plain(200, content_length="2000000"), BadInput),
-    "too large": (chunked(b"x" * 1_100_000), BadInput),
+BROKEN: dict[str, tuple[bytes, type[ConnectorError]]] = {
+    "announced too large": (plain(200, content_length="2000000"), Invalid),
+    "too large": (chunked(b"x" * 1_100_000), Invalid),
     "a redirection": (plain(302, location="http://127.0.0.1:9/"), PeerRefused),
     "no success": (sized(500, b"no"), PeerRefused),
     "a part": (sized(206, ROWS), PeerRefused),
@@ -142,7 +142,7 @@ BROKEN: dict[str, tuple[bytes, type[HanseError]]] = {
 @pytest.mark.hostile
 @pytest.mark.parametrize(("body", "kind"), BROKEN.values(), ids=BROKEN.keys())
 async def test_what_is_not_complete_is_an_error_and_recorded(
-    reader: Reader, body: bytes, kind: type[HanseError]
+    reader: Reader, body: bytes, kind: type[ConnectorError]
 ) -> None:
     async with serving(lambda _: body) as url:
         with pytest.raises(kind):
@@ -164,7 +164,7 @@ async def test_fetches_at_once_are_limited(reader: Reader, monkeypatch: pytest.M
     monkeypatch.setattr(foreign_fetch, "_AT_ONCE", 1)
     async with serving(lambda _: sized(200, ROWS)) as url:
         _, pieces = await reader.open(url)
-        with pytest.raises(Busy) as refused:
+        with pytest.raises(Unavailable) as refused:
             await reader.open(url)
         assert refused.value.code == "fetches_max"
         await pieces.aclose()  # type: ignore[attr-defined]  # a generator
@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[str, dict[str, str]]] = {
 async def test_an_address_that_is_not_fetched_from_is_named(
     reader: Reader, url: str, properties: dict[str, Any]
 ) -> None:
-    with pytest.raises(BadInput, match=r"expected|Hanse"):
+    with pytest.raises(Invalid, match=r"expected|Hanse"):
         await reader.open(url, **properties)
     assert not reader.events
 

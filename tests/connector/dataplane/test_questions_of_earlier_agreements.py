@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from connector.datasets.registration import Registration
 from connector.datasets.registry import Registry
-from connector.errors import Conflict
+from connector.errors import WrongState
 from connector.offers.version_effects import VersionChecks
 from connector.services import Profiles
 from connector.settings import Settings
@@ -81,7 +81,7 @@ async def test_what_was_asked_under_an_agreement_that_has_ended_is_not_forgotten
     await registered(owner, tmp_path, name, FIRST)
     await over(running, await agreed(running, name, asked=asked))
     if asked:
-        with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs") as refused:
+        with pytest.raises(WrongState, match=r"in 1 groups .* a count or sum differs") as refused:
             await renewed(owner, tmp_path, name, "second", ONE_MORE)
         assert refused.value.code == "version_unfit"
         await renewed(owner, tmp_path, name, "enough", TEN_MORE)
@@ -97,14 +97,14 @@ async def test_a_dataset_that_was_removed_is_held_against_what_was_asked_of_it(
     await over(running, await agreed(running, name))
     await owner.remove(name, by="test")
     again = Registration(name=name, path=str(written(tmp_path, "second", ONE_MORE)))
-    with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs"):
+    with pytest.raises(WrongState, match=r"in 1 groups .* a count or sum differs"):
         await owner.register(again, by="test")
     _, version = await owner.register(again, by="test", accept=True)
     assert [one["code"] for one in version.source["changes"]["affected"]] == ["difference_too_small"]
     await owner.remove(name, by="test")
     (tmp_path / "first.parquet").unlink()
     (tmp_path / "second.parquet").unlink()
-    with pytest.raises(Conflict, match="cannot be held against the version before"):
+    with pytest.raises(WrongState, match="cannot be held against the version before"):
         await owner.register(Registration(name=name, path=str(written(tmp_path, "third", TEN_MORE))), by="test")
 
 
@@ -120,11 +120,11 @@ async def test_who_was_overtaken_by_another_version_is_told_to_ask_again(running
         return found
 
     two.effects = slowly
-    with pytest.raises(Conflict, match="ask again") as refused:
+    with pytest.raises(WrongState, match="ask again") as refused:
         await renewed(two, tmp_path, "raced", "eleven", ELEVEN_MORE)
     assert refused.value.code == "version_overtaken"
     two.effects = looked
-    with pytest.raises(Conflict, match=r"in 1 groups .* a count or sum differs"):
+    with pytest.raises(WrongState, match=r"in 1 groups .* a count or sum differs"):
         await renewed(two, tmp_path, "raced", "eleven", ELEVEN_MORE)
 
 
@@ -141,5 +141,5 @@ async def test_what_is_agreed_while_a_version_is_looked_at_is_not_passed_over(
         return found
 
     owner.effects = slowly
-    with pytest.raises(Conflict, match="ask again"):
+    with pytest.raises(WrongState, match="ask again"):
         await renewed(owner, tmp_path, name, "second", ONE_MORE)

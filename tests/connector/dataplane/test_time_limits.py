@@ -19,7 +19,7 @@ from connector.dataplane import admission as reads
 from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.read_request import QUERY, ReadRequest
 from connector.engine.pool.protocol import Job
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.usage import grants
 from connector.usage.fact_collector import party_facts
 from policies.evaluation.evaluate import Facts
@@ -150,7 +150,7 @@ async def _hang() -> None:
 
 
 async def _away() -> None:
-    raise Busy("the database does not answer now; try again in a moment")
+    raise Unavailable("the database does not answer now; try again in a moment")
 
 
 async def _broken() -> None:

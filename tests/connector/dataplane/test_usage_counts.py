@@ -15,7 +15,7 @@ import pytest
 from connector.dataplane import running_reads
 from connector.dataplane.admission import Reads
 from connector.dataplane.read_request import QUERY, ReadRequest
-from connector.errors import BadInput, Busy, NotFound, Refused
+from connector.errors import Absent, Denied, Invalid, Unavailable
 from connector.events import ReadStarted
 from connector.infra.concurrency.turn_queue import TurnQueue
 from connector.store import UNKNOWN, Transaction
@@ -164,9 +164,9 @@ async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_
         await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(second, seconds=900)}"))
         assert stream.grants[1].lease.deadline > ends[1] + 800
         other = replace(read[0], transfer="urn:transfer:other")
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await running.reads.renew("two", other)
-        with pytest.raises(Refused, match="replaced by a newer"):
+        with pytest.raises(Denied, match="replaced by a newer"):
             await running.reads.renew("two", replace(read[0], generation=7))
 
 
@@ -334,7 +334,7 @@ async def code_of(running: Provider, asked: ReadRequest) -> str:
         async with running.reads.open(asked) as stream:
             async for _ in stream.frames():
                 pass
-    except BadInput as error:
+    except Invalid as error:
         return error.code
     return ""
 
@@ -386,11 +386,11 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     async def sometimes(work: Any) -> Any:
         if away and away[0] > 0:
             away[0] -= 1
-            raise Busy("the database does not answer now")
+            raise Unavailable("the database does not answer now")
         found = await told(work)
         if away:
             away.clear()
-            raise Busy("it has committed, and its answer was lost")
+            raise Unavailable("it has committed, and its answer was lost")
         return found
 
     asked = ReadRequest(
@@ -421,13 +421,13 @@ async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_n
     monkeypatch.setattr("connector.dataplane.end_writer._MOST", 1)
 
     async def away(_: Any) -> Any:
-        raise Busy("the database does not answer now")
+        raise Unavailable("the database does not answer now")
 
-    with pytest.raises(Busy, match="record the end of this read"):  # noqa: PT012  it is raised as the block ends
+    with pytest.raises(Unavailable, match="record the end of this read"):  # noqa: PT012  it is raised as the block ends
         async with running.reads.open(asked) as stream:
             assert [frame async for frame in stream.frames()]
             monkeypatch.setattr(running.store, "write", away)
-    with pytest.raises(Busy, match="the ends of many reads"):
+    with pytest.raises(Unavailable, match="the ends of many reads"):
         running.reads._check_open()
     monkeypatch.undo()
     await settled(running)
@@ -486,12 +486,12 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
         if kept:
             await told(work)
         else:  # its work was done, and undone
-            with pytest.raises(NotFound):
+            with pytest.raises(Absent):
                 await told(lambda tx: (work(tx), _undo()))
-        raise Busy("the database went away as it kept this", code=UNKNOWN)
+        raise Unavailable("the database went away as it kept this", code=UNKNOWN)
 
     monkeypatch.setattr(running.store, "write", lost)
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         async with running.reads.open(asked):
             pass
     await settled(running)
@@ -516,22 +516,22 @@ async def test_an_end_that_waits_for_the_database_is_not_the_end_of_another_read
 
     async def lost(work: Any) -> Any:
         monkeypatch.setattr(running.store, "write", away)
-        with pytest.raises(NotFound):  # its work was done, and undone
+        with pytest.raises(Absent):  # its work was done, and undone
             await told(lambda tx: (work(tx), _undo()))
-        raise Busy("the database went away as it kept this", code=UNKNOWN)
+        raise Unavailable("the database went away as it kept this", code=UNKNOWN)
 
     async def away(_: Any) -> Any:
-        raise Busy("the database does not answer now")
+        raise Unavailable("the database does not answer now")
 
     async def read() -> None:
         async with running.reads.open(asked) as stream:
             assert [frame async for frame in stream.frames()]
 
     monkeypatch.setattr(running.store, "write", lost)
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await read()
     monkeypatch.undo()
-    with pytest.raises(BadInput, match="choose another"):
+    with pytest.raises(Invalid, match="choose another"):
         await read()
     await settled(running)
     await read()
@@ -556,13 +556,13 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
     told, back, tried = running.store.write, asyncio.Event(), asyncio.Event()
 
     async def lost(work: Any) -> Any:
-        with pytest.raises(NotFound):  # its work was done, and undone
+        with pytest.raises(Absent):  # its work was done, and undone
             await told(lambda tx: (work(tx), _undo()))
-        raise Busy("the database went away as it kept this", code=UNKNOWN)
+        raise Unavailable("the database went away as it kept this", code=UNKNOWN)
 
     async def owed() -> None:
         monkeypatch.setattr(running.store, "write", lost)
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             async with running.reads.open(asked):
                 pass
 
@@ -588,7 +588,7 @@ async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_i
 
 
 def _undo() -> None:
-    raise NotFound("the database has rolled back")
+    raise Absent("the database has rolled back")
 
 
 @pytest.mark.parametrize("most", ["100", "1000000", "2000000"])

@@ -10,7 +10,7 @@ import pytest
 
 from connector.dataplane.admission import _subtract_wait
 from connector.dataplane.read_request import QUERY, ReadRequest
-from connector.errors import Busy, Limited
+from connector.errors import Limited, Unavailable
 from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import provider
 from tests.support.provider import Provider, settled
@@ -106,6 +106,6 @@ async def test_a_read_that_waited_until_the_connector_stops_does_not_begin(
     await until(lambda: turns.waiting == 1)
     monkeypatch.setattr(running.reads, "draining", "the connector stops")
     turns.give_back(OTHER)
-    with pytest.raises(Busy) as stopping:
+    with pytest.raises(Unavailable) as stopping:
         await reading
     assert (stopping.value.code, turns.places.free) == ("shutting_down", 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from connector.datasets import block_layout
 from connector.datasets.block_layout import Place, RowBlock
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 KEY = block_layout.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1", shown="[]")
 MB = 2**20
@@ -68,13 +68,13 @@ def test_a_changed_cursor_is_refused(changed: int) -> None:
     text = block_layout.seal(Place(3, 77), KEY)
     letters = list(text)
     letters[changed] = "0" if letters[changed] != "0" else "1"
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         block_layout.unseal("".join(letters), KEY)
 
 
 @pytest.mark.parametrize("text", ["", "00", "zz" * 40, "0" * 80, "é" * 80])
 def test_what_is_no_cursor_is_refused(text: str) -> None:
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         block_layout.unseal(text, KEY)
 
 
@@ -88,5 +88,5 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
 )
 def test_a_cursor_is_good_for_its_consumer_snapshot_and_view_only(consumer: str, snapshot: str, shown: str) -> None:
     other = block_layout.cursor_key(b"s" * 32, consumer=consumer, snapshot=snapshot, shown=shown)
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         block_layout.unseal(block_layout.seal(Place(1, 2), KEY), other)

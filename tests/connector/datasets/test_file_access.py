@@ -21,7 +21,7 @@ from connector.dataplane.read_request import STREAM, ReadRequest
 from connector.datasets import file_access
 from connector.datasets.file_access import check_files_unchanged, run_at_files
 from connector.datasets.sources import source_files
-from connector.errors import Busy
+from connector.errors import Unavailable
 from tests.support import data, provider
 from tests.support.own_name import changed
 from tests.support.provider import Provider
@@ -114,7 +114,7 @@ async def test_a_read_of_a_disk_that_hangs_is_refused_and_keeps_no_place(
     monkeypatch.setattr(file_access, "_SECONDS", 0.1)
     hanging(str(slow))
     async with asyncio.timeout(20):
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(Unavailable) as raised:
             await rows(running, asked)
         await running.reads.drain("the connector is stopping", seconds=60)  # back when no place is taken
     assert raised.value.code == running.of_kind("ReadEnded")[-1].code == "file_unavailable"
@@ -130,7 +130,7 @@ async def test_what_a_disk_opens_too_late_is_closed(tmp_path: Path, monkeypatch:
         opened.set()
         return open_owner_file(ref)
 
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await run_at_files([ref], late)
     over.set()
     assert await asyncio.to_thread(opened.wait, 20)

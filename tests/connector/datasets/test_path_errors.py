@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from connector.datasets.sources import SOURCES, arrow_ipc, source_files
 from connector.datasets.sources import path_errors as subject
-from connector.errors import Busy, PathRefused, SourceUnreadable
+from connector.errors import PathRefused, SourceUnreadable, Unavailable
 from tests.connector.console.support import Console, opened
 
 KINDS = ["", *SOURCES]
@@ -169,7 +169,7 @@ def test_random_paths_are_problems(owner: Owner, path: str, kind: str) -> None:
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
 def test_every_error_number_has_an_answer(number: int) -> None:
     found = subject.path_refusal(OSError(number, os.strerror(number)), "/data/a")
-    assert isinstance(found, PathRefused if number not in subject._SHORT_OF_RESOURCES else Busy)
+    assert isinstance(found, PathRefused if number not in subject._SHORT_OF_RESOURCES else Unavailable)
     assert "'/data/a'" in found.message
     assert os.strerror(number) in found.message
 

@@ -27,14 +27,14 @@ from connector.datasets.sources.to_parquet import disk_full
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import Job
 from connector.errors import (
+    Absent,
     AlreadyExists,
-    BadInput,
-    Busy,
-    Conflict,
-    HanseError,
-    NotFound,
+    ConnectorError,
+    Invalid,
     PathRefused,
     SourceUnreadable,
+    Unavailable,
+    WrongState,
 )
 from connector.events import RequestRefused
 from connector.infra.database.database import run_statement
@@ -114,7 +114,7 @@ async def test_a_password_in_a_path_is_repeated_and_kept_nowhere(
     owner: Owner, caplog: pytest.LogCaptureFixture, path: str, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(BadInput, match="expected a path without a user's name and password") as raised:
+    with pytest.raises(Invalid, match="expected a path without a user's name and password") as raised:
         await owner.add("typed", path, kind)
     assert raised.value.code == "path_has_login"
     _check_untold(owner, raised.value, caplog.text)
@@ -134,18 +134,18 @@ async def test_a_password_in_a_path_is_repeated_and_kept_nowhere(
 async def test_nor_is_one_that_stands_where_another_word_is_to_be(
     owner: Owner, caplog: pytest.LogCaptureFixture, asked: Registration
 ) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(Invalid) as raised:
         await owner.registry.register(asked, by="test")
     _check_untold(owner, raised.value, caplog.text)
 
 
 async def test_no_refusal_could_repeat_an_address_with_its_password() -> None:
-    told = BadInput(f"came {WITH_LOGIN[0]!r}", given=WITH_LOGIN[0])
+    told = Invalid(f"came {WITH_LOGIN[0]!r}", given=WITH_LOGIN[0])
     assert told.message == "came 'postgres://***@db.example.org/registry'"
     assert told.facts == {"given": "postgres://***@db.example.org/registry"}
 
 
-def _check_untold(owner: Owner, error: HanseError, logged: str) -> None:
+def _check_untold(owner: Owner, error: ConnectorError, logged: str) -> None:
     """The password is in no answer, no state of a registration, no log and no database."""
     recent = [(one.asked.name, one.asked.path, one.error) for one in owner.registry.under_way.recent()]
     assert SECRET not in f"{error!r} {error.problem()} {recent} {logged}"
@@ -154,7 +154,7 @@ def _check_untold(owner: Owner, error: HanseError, logged: str) -> None:
 
 @pytest.mark.parametrize("path", list(WITHOUT))
 async def test_a_file_a_table_or_an_object_may_have_such_signs_in_its_name(owner: Owner, path: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(Invalid) as raised:
         await owner.add("signs", path)
     assert raised.value.code == WITHOUT[path]
 
@@ -237,10 +237,10 @@ async def test_a_registration_that_is_stopped_in_its_worker_leaves_nothing(owner
     while (one := registry.under_way.find("halted")) is None or one.state == registration.FINDING:
         await asyncio.sleep(0)
     assert await registry.under_way.stop("halted")
-    with pytest.raises(Conflict) as raised:
+    with pytest.raises(WrongState) as raised:
         await running
     assert (raised.value.code, one.state, one.files) == ("registration_stopped", registration.STOPPED, MANY)
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await registry.get("halted")
     records = await owner.store.read(lambda tx: [row.body for row in tx.audit.list_pending(1000)])
     assert [body["code"] for body in records if body["detail"].get("name") == "halted"] == ["registration_stopped"]
@@ -254,11 +254,11 @@ async def test_a_conversion_that_does_not_become_a_dataset_leaves_no_file(owner:
     running = asyncio.ensure_future(registry.register(_asked("text", path), by="ann"))
     await stuck.begun.wait()
     assert set(_prepared(owner)) > before
-    with pytest.raises(Conflict) as raised:
+    with pytest.raises(WrongState) as raised:
         await registry.register(_asked("text", path), by="bob")
     assert raised.value.code == "registration_runs"
     assert await registry.under_way.stop("text")
-    with pytest.raises(Conflict):
+    with pytest.raises(WrongState):
         await running
     assert set(_prepared(owner)) == before
 
@@ -377,7 +377,7 @@ async def test_a_dataset_with_an_agreement_in_force_is_not_removed_however_many_
         tx.agreements.of("a0", role="provider").ended_at = 1.0
 
     await owner.store.write(agreed)
-    with pytest.raises(Conflict, match="agreements in force"):
+    with pytest.raises(WrongState, match="agreements in force"):
         await owner.registry.remove("one", by="test")
     await owner.store.write(ended)
     await owner.registry.remove("one", by="test")
@@ -388,7 +388,7 @@ async def test_a_dataset_that_was_removed_is_registered_again(owner: Owner) -> N
     pq.write_table(pa.table({"id": [1]}), path)
     before = await owner.add("again", path)
     await owner.registry.remove("again", by="test")
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await owner.registry.get("again")
     elsewhere = path.rename(path.with_name("elsewhere.parquet"))
     assert (await owner.add("again", elsewhere)).digest == before.digest
@@ -409,7 +409,7 @@ async def test_who_registers_a_name_twice_or_a_version_that_does_not_fit_hears_w
         return [{"level": "error", "message": "one person more"}]
 
     monkeypatch.setattr(owner.registry, "effects", effects)
-    with pytest.raises(Conflict, match=r"one person more; .*--accept"):
+    with pytest.raises(WrongState, match=r"one person more; .*--accept"):
         await owner.registry.renew("twice", "", by="test")
 
 
@@ -454,7 +454,7 @@ async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the
     monkeypatch.setattr(stuck, "convert", full)
     monkeypatch.setattr(stuck, "profile", profile)
     await _limit(owner, pages=1)  # as many as there are
-    with suppress(Busy):
+    with suppress(Unavailable):
         while True:
             await owner.store.write(lambda tx: tx.publish(RequestRefused(actor="test")))
     try:
@@ -463,12 +463,12 @@ async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the
             "full.jsonl": "data directory",
             "full.parquet": "database",
         }.items():
-            with pytest.raises(Busy, match=said) as raised:
+            with pytest.raises(Unavailable, match=said) as raised:
                 await owner.add("full", _text(owner, name, "a\n1\n" * 2**16))
             assert raised.value.code == "disk_full"
     finally:
         await _limit(owner, pages=2**31)
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await owner.registry.get("full")
 
 
@@ -498,7 +498,7 @@ async def test_a_version_has_the_columns_and_types_of_the_one_before(
     path.write_text("id,w\n1,1.5\n2,2.25\n")
     first = await owner.add(name, path)
     path.write_text(next_)
-    with pytest.raises(Conflict, match=differs) as refused:
+    with pytest.raises(WrongState, match=differs) as refused:
         await owner.registry.renew(name, "", by="test", accept=True)
     assert refused.value.code == "schema_changed"
     assert (await owner.registry.get(name))[1].digest == first.digest

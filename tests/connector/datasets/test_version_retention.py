@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from connector.datasets import version_retention
-from connector.errors import Busy, NotFound
+from connector.errors import Absent, Unavailable
 from connector.store import UNKNOWN
 from connector.store.tables import Agreement, DatasetVersion
 from tests.support.owner import Owner, owning
@@ -115,11 +115,11 @@ async def test_a_version_of_which_nobody_knows_whether_it_is_stored_keeps_its_fi
 
     async def lost(work: Any) -> Any:
         if isinstance(await write_(work), tuple):
-            raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
+            raise Unavailable("the database went away as it kept this; look whether it did", code=UNKNOWN)
 
     with monkeypatch.context() as patched:
         patched.setattr(owner.store, "write", lost)
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             await (update(owner, name, "b") if updated else owner.add(name, path))
     _, version = await owner.registry.get(name)
     assert (await owner.rows(version))["name"][0].as_py() == ("b0" if updated else "a0")
@@ -177,5 +177,5 @@ async def test_a_start_removes_what_killed_processes_have_left_and_nothing_of_on
         _, version = await second.registry.get("good")
         assert version.source["files"] == good.source["files"]
         assert (await second.rows(version)).num_rows == ROWS
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await second.registry.get("gone")

@@ -13,7 +13,7 @@ from connector.dsp import jsonld
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.participants import Participant, ParticipantDirectory, next_page, read_dataset
 from connector.dsp.protocol_client import PeerAnswer, ProtocolClient
-from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.errors import Absent, PeerNonsense, PeerRefused
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from policies.evaluation.evaluate import Facts
@@ -282,9 +282,9 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
         assert [one["@id"] for one in alone["dataset"]] == ids[229:]
         assert len((await partners.catalog(found, limit=9, dataset="nothing"))["dataset"]) == 9
         assert (await partners.dataset(found, "d007")).offers[0]["@id"] == "offer:7"
-        with pytest.raises(NotFound, match=r"no member 'west' .*; list its members with `hanse members`"):
+        with pytest.raises(Absent, match=r"no member 'west' .*; list its members with `hanse members`"):
             await partners.find("west")
-        with pytest.raises(NotFound, match=r"no member 'south': .* set HANSE_TRUST_ANCHOR"):
+        with pytest.raises(Absent, match=r"no member 'south': .* set HANSE_TRUST_ANCHOR"):
             await partners.find("south")
         with pytest.raises(PeerRefused, match="no dataset"):
             await partners.dataset(found, "nothing")

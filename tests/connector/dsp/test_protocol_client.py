@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.protocol_client import ProtocolClient, segment
-from connector.errors import Busy, MessageInvalid, PeerBusy, PeerNonsense, PeerRefused
+from connector.errors import MessageInvalid, PeerBusy, PeerNonsense, PeerRefused, Unavailable
 from connector.infra.net import resolver
 from connector.infra.net.http_client import AddressGuard, Reply
 from tests.support.minted import minting
@@ -176,7 +176,7 @@ async def test_where_no_name_server_answers_their_address_may_be_good_later(monk
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
     monkeypatch.setattr(resolver, "socket", changed(socket, getaddrinfo=look_up))
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await peer()[0].check_theirs("https://them.example/dsp")
 
 

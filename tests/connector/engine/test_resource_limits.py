@@ -18,7 +18,7 @@ import yaml
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Recheck, Relation
 from connector.engine.pool.worker_process import WorkerProcess
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from policies.errors import QueryRefused
 from tests.support import data, gate, workers
 from tests.support.beats import beats
@@ -111,7 +111,7 @@ async def ended(pool: Pool, job: Job) -> str:
         async with pool.run(job) as result:
             async for _ in result:
                 pass
-    except HanseError as error:
+    except ConnectorError as error:
         return str(error.code)
     return "done"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import BadInput, PeerNonsense
+from connector.errors import Invalid, PeerNonsense
 from connector.federation import answer_batching
 from connector.federation.answer_batching import AnswerBatches
 from connector.federation.owner_client import OwnerAnswer
@@ -49,7 +49,7 @@ class Answers:
         names = [one.fragment.id for one in answers]
         self.read.append("+".join(names))
         if self.bad in names:
-            raise BadInput("one of them")
+            raise Invalid("one of them")
         return [replace(one, unread=False) for one in answers]
 
     async def _apart(self, answers: Sequence[OwnerAnswer]) -> list[OwnerAnswer]:

@@ -17,13 +17,13 @@ from connector.acting import Acting
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import HELD, IN_PLACE, LOADED, Job
 from connector.errors import (
-    HanseError,
+    ConnectorError,
+    Denied,
     Limited,
     PeerFailed,
     PeerNonsense,
     PeerUnreachable,
     QueryInvalid,
-    Refused,
     VersionChanged,
 )
 from connector.federation import answer_batching, coordinator, execution, owner_client
@@ -93,7 +93,7 @@ async def test_a_ticket_goes_to_no_other_participant_than_its_own(
         return bearer._replace(participant="did:web:west") if agreement == "north-wards" else bearer
 
     monkeypatch.setattr(asked.coordinator._means.remote, "ticket", ticket)
-    with pytest.raises(Refused, match="north-wards with did:web:west") as caught:
+    with pytest.raises(Denied, match="north-wards with did:web:west") as caught:
         await asked.rows("SELECT count(*) AS n FROM north.patients p JOIN north.wards w ON w.ward = p.ward")
     assert caught.value.code == "other_participant"
     assert asked.owners.of["north"].asked == []
@@ -224,17 +224,23 @@ BROKEN = [
     ("no_end", PeerNonsense, "peer_nonsense", "checking"),
     ("lie", PeerNonsense, "peer_nonsense", "checking"),
     ("other", PeerNonsense, "peer_nonsense", "checking"),
-    ("stopped", Refused, "revoked", "answering"),
-    ("over", Refused, "not_in_force", "answering"),
+    ("stopped", Denied, "revoked", "answering"),
+    ("over", Denied, "not_in_force", "answering"),
     ("damaged", PeerFailed, "arrow_invalid", "checking"),
-    ("refuse:revoked", Refused, "revoked", "asking"),
+    ("refuse:revoked", Denied, "revoked", "asking"),
 ]
 
 
 @pytest.mark.parametrize("small", [2**17, 0])
 @pytest.mark.parametrize(("how", "kind", "code", "stage"), BROKEN, ids=[how for how, *_ in BROKEN])
 async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_answer(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch, how: str, kind: type[HanseError], code: str, stage: str, small: int
+    asked: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    kind: type[ConnectorError],
+    code: str,
+    stage: str,
+    small: int,
 ) -> None:
     monkeypatch.setattr(owner_client, "_SMALL", small)
     asked.owners.break_("south", how)
@@ -244,7 +250,7 @@ async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_a
     assert (failure.value.facts["owner"], failure.value.facts["stage"]) == ("south", stage)
     assert '"south" (f0.south: patients)' in failure.value.message
     (event,) = asked.recorded
-    assert event.outcome == ("refused" if kind is Refused else "failed")
+    assert event.outcome == ("refused" if kind is Denied else "failed")
     assert list(asked.folder.iterdir()) == []
 
 
@@ -282,7 +288,7 @@ async def test_one_byte_that_changes_on_the_way_never_makes_another_answer(
         asked.owners.break_("south", f"flip:{at}")
         try:
             rows, _ = await asked.rows(COUNTS)
-        except HanseError as error:
+        except ConnectorError as error:
             codes.append(error.code)
         else:
             assert rows == expected, at
@@ -349,7 +355,7 @@ async def test_what_is_wrong_with_an_answer_is_said_while_others_still_work(
     monkeypatch.setattr(answer_batching, "_PATIENCE_S", 0.05)
     asked.owners.break_("north", "slow")
     asked.owners.break_("south", "stopped")
-    with pytest.raises(Refused, match="revoked"):
+    with pytest.raises(Denied, match="revoked"):
         await asked.rows(COUNTS)
     assert asked.owners.of["north"].cancelled == 1
 
@@ -426,7 +432,7 @@ async def test_a_revocation_stands_whatever_else_its_end_record_says(
     asked.owners.break_(
         "south", rf'says:{{"status":"revoked","rows":ROWS,"digest":"DIGEST","reason":"so it is\ud800","x":{odd}}}'
     )
-    with pytest.raises(Refused, match=r"so it is\\ud800$"):
+    with pytest.raises(Denied, match=r"so it is\\ud800$"):
         await asked.rows('SELECT count(*) AS n FROM "all".patients', partial=True)
 
 
@@ -456,7 +462,7 @@ async def test_a_version_that_changes_while_an_answer_is_asked_for_again_is_plan
 
 async def test_a_refusal_is_not_repeated_and_keeps_the_owners_rule(asked: Asked) -> None:
     asked.owners.break_("west", "refuse:purpose_not_agreed")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Denied) as refused:
         await asked.rows(COUNTS)
     assert (refused.value.code, refused.value.rule) == ("purpose_not_agreed", "/permission/0")
     assert len(asked.owners.of["west"].asked) == 1
@@ -466,7 +472,7 @@ async def test_the_first_failure_cancels_what_the_others_still_do(asked: Asked) 
     asked.owners.break_("north", "slow")
     asked.owners.break_("south", "refuse:revoked")
     async with asyncio.timeout(60):
-        with pytest.raises(Refused):
+        with pytest.raises(Denied):
             await asked.rows(COUNTS)
     assert asked.owners.of["north"].cancelled == 1
 
@@ -533,7 +539,7 @@ async def test_a_running_question_can_be_cancelled_and_stops_at_its_owners(asked
     (progress,) = asked.coordinator.recent()
     assert progress.state == "asking"
     assert asked.coordinator.cancel(progress.query_id)
-    with pytest.raises(Refused) as cancelled:
+    with pytest.raises(Denied) as cancelled:
         await running
     assert cancelled.value.code == "cancelled"
     assert asked.owners.of["north"].cancelled == 1
@@ -605,7 +611,7 @@ async def test_where_every_owner_withholds_its_groups_the_refusal_stands(asked: 
     _grids(asked, "north", "south", "west")
     for owner in asked.owners.of:
         asked.owners.break_(owner, "refuse:min_group_size")
-    with pytest.raises(Refused) as small:
+    with pytest.raises(Denied) as small:
         await asked.rows('SELECT ward, count(*) AS n FROM "all".patients GROUP BY ward')
     assert (small.value.code, small.value.rule) == ("min_group_size", "/permission/0")
 

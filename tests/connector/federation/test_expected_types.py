@@ -18,7 +18,7 @@ from connector.engine.pool.protocol import Job, Limits
 from connector.engine.worker.inspect.answer_types import AnswerTypeCheck
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.read.batching import plain_schema
-from connector.errors import HanseError, PeerNonsense, QueryInvalid
+from connector.errors import ConnectorError, PeerNonsense, QueryInvalid
 from connector.federation import expected_types, owner_client
 from connector.federation.expected_types import Shape
 from connector.federation.planner.model import Fragment, TableColumn
@@ -352,7 +352,7 @@ def _fragments(over: Federation, seed: int) -> Sequence[Fragment]:
         over.expected(sql)
         with daring(seed % 3 == 0):
             return plan(sql, over.tables, across_agreements=True).fragments
-    except (HanseError, duckdb.Error):
+    except (ConnectorError, duckdb.Error):
         return ()
 
 

@@ -17,7 +17,7 @@ import pytest_asyncio
 import yaml
 
 from connector.engine.worker.read.duckdb_engine import others_than_arrow
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.federation.planner.model import TableColumn, TableInfo, TypeCasts
 from connector.federation.planner.planner import merge_sql, plan
 from policies.errors import PolicyError
@@ -65,7 +65,7 @@ class Federation:
         """What the asker sees: the answer, or the refusal. An engine's error never leaves an owner but as a code."""
         try:
             return self.answer(sql)
-        except (HanseError, PolicyError) as refused:
+        except (ConnectorError, PolicyError) as refused:
             return f"refused: {refused}"
         except duckdb.Error:
             return "refused: engine"

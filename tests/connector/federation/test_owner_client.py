@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import Busy, HanseError, Limited, PeerNonsense, Refused
+from connector.errors import ConnectorError, Denied, Limited, PeerNonsense, Unavailable
 from connector.federation import owner_client
 from connector.federation.owner_client import Budget
 from tests.support.waiting import until
@@ -45,7 +45,7 @@ async def test_every_byte_is_kept_in_its_order_and_many_in_a_file(tmp_path: Path
 
 
 async def test_a_full_disk_is_said_with_what_to_do() -> None:
-    with pytest.raises(Busy, match="make room") as caught:
+    with pytest.raises(Unavailable, match="make room") as caught:
         await spool(Path("/dev/full"))
     assert caught.value.code == "disk_full"
 
@@ -67,9 +67,9 @@ class No:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b"[" * 64_000], ids=["text", "list", "empty", "nested"])
-@pytest.mark.parametrize(("status", "kind"), [(502, Busy), (403, PeerNonsense)])
+@pytest.mark.parametrize(("status", "kind"), [(502, Unavailable), (403, PeerNonsense)])
 async def test_a_refusal_that_is_no_problem_object_is_told_by_its_status(
-    body: bytes, status: int, kind: type[HanseError]
+    body: bytes, status: int, kind: type[ConnectorError]
 ) -> None:
     answer: Any = No(status, body)
     found = await owner_client.refusal(answer, "https://north.example/data/v1")
@@ -81,7 +81,7 @@ async def test_what_a_refusal_says_can_be_shown_and_stored() -> None:
     told = rb'{"code":"not_permitted","detail":"\ud800 no\u0000 \u001b[2J\u202e","rule":"\udfff"}'
     answer: Any = No(403, told)
     found = await owner_client.refusal(answer, "https://north.example/data/v1")
-    assert isinstance(found, Refused)
+    assert isinstance(found, Denied)
     assert (found.code, found.rule) == ("not_permitted", r"\udfff")
     assert found.message == r"\ud800 no\u0000 \u001b[2J\u202e"
     assert json.dumps(found.problem(), ensure_ascii=False).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from connector.errors import PeerUnreachable, Refused
+from connector.errors import Denied, PeerUnreachable
 from connector.federation.partial_answers import explain_misleading
 from connector.federation.planner import sql_text
 from connector.federation.planner.model import UnreachableOwner
@@ -104,7 +104,7 @@ async def test_a_question_that_a_missing_owner_would_falsify_is_an_error_with_bo
 @asyncio_module
 async def test_an_owner_that_says_no_is_not_missing(asked: Asked) -> None:
     asked.owners.break_("south", "refuse:revoked")
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         await asked.rows(TOTAL, partial=True)
 
 

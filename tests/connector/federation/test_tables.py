@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 import pytest
 
 from connector.errors import (
-    HanseError,
+    Absent,
+    ConnectorError,
+    Denied,
     Limited,
-    NotFound,
     PeerNonsense,
     PeerRefused,
     PeerUnreachable,
     QueryInvalid,
-    Refused,
 )
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.federation.planner.model import Bearer
@@ -73,7 +73,7 @@ async def test_which_transfer_is_started_is_looked_up_once_until_something_happe
     assert store.looks == 1
     store.bus.deliver(TransferAdvanced(actor="them"))
     store.over = {"one"}
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         await holdings.ticket("one")
     assert store.looks == 2
 
@@ -83,7 +83,7 @@ async def test_the_tables_of_a_question_come_with_their_tickets(monkeypatch: pyt
     holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
 
     async def silent(_agreement: str, *, fresh: bool) -> NoReturn:
-        raise NotFound("nothing is shown here")
+        raise Absent("nothing is shown here")
 
     monkeypatch.setattr(holdings, "contract", silent)
     await holdings.tables([("owner", "one")], "")
@@ -96,13 +96,13 @@ async def test_the_tables_of_a_question_come_with_their_tickets(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("refusal", "told"),
     [
-        (Refused("a rule cannot be kept", code="contract_undecided", rule="/permission/0"), ["contract_undecided"]),
-        (Refused("a word is not understood", code="agreement_unreadable"), ["agreement_unreadable"]),
-        (Refused("it was revoked", code="agreement_ended"), []),
+        (Denied("a rule cannot be kept", code="contract_undecided", rule="/permission/0"), ["contract_undecided"]),
+        (Denied("a word is not understood", code="agreement_unreadable"), ["agreement_unreadable"]),
+        (Denied("it was revoked", code="agreement_ended"), []),
     ],
 )
 async def test_an_owner_that_cannot_keep_an_agreement_is_told_with_its_refusal(
-    refusal: Refused, told: list[str], monkeypatch: pytest.MonkeyPatch
+    refusal: Denied, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holdings = Holdings(_Store(), None, None)  # type: ignore[arg-type]  # nothing is renewed here
 
@@ -111,7 +111,7 @@ async def test_an_owner_that_cannot_keep_an_agreement_is_told_with_its_refusal(
 
     monkeypatch.setattr(holdings, "contract", refused)
     known = await holdings.tables([("owner", "one")], "")
-    assert [one.error.code for one in known.silent if isinstance(one.error, Refused)] == told
+    assert [one.error.code for one in known.silent if isinstance(one.error, Denied)] == told
 
 
 RESEARCH, MARKETING = expand("dpv:ScientificResearch"), expand("dpv:Marketing")
@@ -163,7 +163,7 @@ async def test_tickets_that_are_asked_for_at_once_take_one_look_at_the_database(
     found = await asyncio.gather(*map(holdings.ticket, names), return_exceptions=True)
     assert store.looks == 1
     assert [found[0], found[1], found[4]] == [_BEARER] * 3
-    assert [type(found[place]) for place in (2, 3, 5)] == [NotFound, Refused, NotFound]
+    assert [type(found[place]) for place in (2, 3, 5)] == [Absent, Denied, Absent]
 
 
 async def test_what_cannot_be_read_is_looked_up_each_time_as_it_may_in_the_next_moment() -> None:
@@ -171,7 +171,7 @@ async def test_what_cannot_be_read_is_looked_up_each_time_as_it_may_in_the_next_
     holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
     for name in ("none", "ended"):
         for _ in range(2):
-            with pytest.raises((NotFound, Refused)):
+            with pytest.raises((Absent, Denied)):
                 await holdings.ticket(name)
     assert store.looks == 4
 
@@ -188,8 +188,8 @@ async def test_what_changed_while_we_looked_is_not_kept() -> None:
     assert store.looks == 2
 
 
-@pytest.mark.parametrize(("name", "kind"), [("none", NotFound), ("ended", Refused), ("unknown", NotFound)])
-async def test_what_is_missing_for_a_ticket_is_said(name: str, kind: type[HanseError]) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("none", Absent), ("ended", Denied), ("unknown", Absent)])
+async def test_what_is_missing_for_a_ticket_is_said(name: str, kind: type[ConnectorError]) -> None:
     with pytest.raises(kind):
         await Holdings(_Store(), None, None).ticket(name)  # type: ignore[arg-type]
 
@@ -340,7 +340,7 @@ async def test_json_that_nobody_can_store_or_send_on_is_nonsense_of_its_sender(b
     ("status", "code", "kind"), [(401, "unauthenticated", PeerRefused), (429, "streams_of_consumer", Limited)]
 )
 async def test_who_is_not_believed_or_told_to_wait_still_has_an_agreement(
-    status: int, code: str, kind: type[HanseError]
+    status: int, code: str, kind: type[ConnectorError]
 ) -> None:
     """Where an owner's clock was off, its partners were told that they had no agreement, and to negotiate one."""
     reply = Reply(status, {}, json.dumps({"detail": "the token is from the future", "code": code}).encode())
@@ -350,7 +350,7 @@ async def test_who_is_not_believed_or_told_to_wait_still_has_an_agreement(
 
 
 async def test_a_refusal_stands_whatever_signs_it_is_written_in() -> None:
-    with pytest.raises(Refused, match=r"^no\\ud800$") as refused:
+    with pytest.raises(Denied, match=r"^no\\ud800$") as refused:
         _read_json(Reply(403, {}, rb'{"detail":"no\ud800","code":"ended"}'), "https://owner/contract")
     assert refused.value.code == "ended"
 
@@ -377,7 +377,7 @@ RIVALS = ConsumerAgreement("rivals", RIVAL, "urn:hanse:clinic:patients"), said("
 VISITS = ConsumerAgreement("visits", "did:web:north.example", "urn:hanse:north:visits"), said("north", "visits")
 FOREIGN = ConsumerAgreement("foreign", RIVAL, "https://rival.example/1"), said("clinic", "prices")
 DOWN = ConsumerAgreement("down", RIVAL, "urn:hanse:clinic:patients"), PeerUnreachable("down")
-Held = tuple[ConsumerAgreement, dict[str, Any] | HanseError]
+Held = tuple[ConsumerAgreement, dict[str, Any] | ConnectorError]
 
 
 def holding(monkeypatch: pytest.MonkeyPatch, *held: Held) -> Holdings:
@@ -387,7 +387,7 @@ def holding(monkeypatch: pytest.MonkeyPatch, *held: Held) -> Holdings:
 
     async def contract(agreement: str, *, fresh: bool) -> dict[str, Any]:
         answer = answers[agreement]
-        if isinstance(answer, HanseError):
+        if isinstance(answer, ConnectorError):
             raise answer
         return answer
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from connector.errors import Limited, Refused
+from connector.errors import Denied, Limited
 from connector.federation.coordinator import Question
 from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support.asking import Asked
@@ -158,7 +158,7 @@ async def test_a_client_that_leaves_gives_up_its_place_in_the_line(
     asking = asyncio.ensure_future(asked.rows(SQL))
     await until(lambda: waiting(asked) == 1)
     asking.cancel()
-    with pytest.raises((asyncio.CancelledError, Refused)):
+    with pytest.raises((asyncio.CancelledError, Denied)):
         await asking
     assert (waiting(asked), asked.coordinator.recent()) == (0, [])
     assert [(event.outcome, event.code) for event in asked.recorded] == [("broken", "cancelled")]
@@ -171,6 +171,6 @@ async def test_a_question_that_waits_can_be_stopped(asked: Asked, monkeypatch: p
     asking = asyncio.ensure_future(asked.rows(SQL, query_id="d" * 16))
     await until(lambda: waiting(asked) == 1)
     assert asked.coordinator.cancel("d" * 16)
-    with pytest.raises(Refused) as stopped:
+    with pytest.raises(Denied) as stopped:
         await asking
     assert (stopped.value.code, waiting(asked)) == ("cancelled", 0)

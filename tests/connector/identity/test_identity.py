@@ -23,12 +23,12 @@ from joserfc.jwk import ECKey
 from connector.errors import (
     AddressPrivate,
     AddressRefused,
-    BadInput,
-    Busy,
-    HanseError,
+    ConnectorError,
+    Invalid,
     NameUnknown,
     PeerUnreachable,
-    Unauthenticated,
+    Unavailable,
+    Unproven,
 )
 from connector.identity import did, keys, self_issued_token
 from connector.identity.credentials.access_token import verify_access_token
@@ -90,9 +90,9 @@ async def test_a_token_of_a_participant_names_it() -> None:
     assert (await verify(self_issued_token.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
 
 
-async def had(found: HanseError) -> HanseError:
+async def had(found: ConnectorError) -> ConnectorError:
     """What a caller is told whose DID document is at a place that is not called, or does not answer."""
-    with pytest.raises((Busy, Unauthenticated)) as caught:
+    with pytest.raises((Unavailable, Unproven)) as caught:
         await resolver({"https://them.example/.well-known/did.json": found}).key(THEM, "k", purpose="assertionMethod")
     assert caught.value.private == found.message
     return caught.value
@@ -108,7 +108,7 @@ async def test_what_is_found_out_on_the_way_to_a_document_is_for_our_own_log() -
 async def test_a_name_of_a_known_participant_that_does_not_resolve_now_may_resolve_later() -> None:
     finder = resolver({"https://them.example/.well-known/did.json": NameUnknown("no such name")})
     finder.expect([THEM])
-    with pytest.raises(Busy, match="try again in a moment"):
+    with pytest.raises(Unavailable, match="try again in a moment"):
         await finder.key(THEM, "k", purpose="assertionMethod")
 
 
@@ -117,7 +117,7 @@ async def test_which_answer_came_in_place_of_a_document_is_for_our_own_log(one: 
     told = []
     for status in (one, another):
         page = {"id": "did:web:another.example"} if status == 200 else status
-        with pytest.raises((Busy, Unauthenticated)) as caught:
+        with pytest.raises((Unavailable, Unproven)) as caught:
             await resolver({"https://them.example/.well-known/did.json": page}).key(
                 THEM, "k", purpose="assertionMethod"
             )
@@ -127,28 +127,28 @@ async def test_which_answer_came_in_place_of_a_document_is_for_our_own_log(one: 
 
 
 async def test_who_waits_for_us_to_call_an_address_in_vain_is_told_so() -> None:
-    assert isinstance(await had(AddressRefused("https is expected")), Unauthenticated)
+    assert isinstance(await had(AddressRefused("https is expected")), Unproven)
 
 
 @pytest.mark.parametrize(
     ("page", "expected"),
     [
-        (PeerUnreachable("gone"), Busy),
-        (503, Busy),
-        (429, Busy),
-        (404, Unauthenticated),
-        (b"nonsense", Unauthenticated),
-        (b"[" * 60_000, Unauthenticated),
-        ({"id": THEM, "verificationMethod": None, "capabilityInvocation": 5}, Unauthenticated),
-        ({**document(), "capabilityInvocation": json.loads("[" * 900 + "]" * 900)}, Unauthenticated),
+        (PeerUnreachable("gone"), Unavailable),
+        (503, Unavailable),
+        (429, Unavailable),
+        (404, Unproven),
+        (b"nonsense", Unproven),
+        (b"[" * 60_000, Unproven),
+        ({"id": THEM, "verificationMethod": None, "capabilityInvocation": 5}, Unproven),
+        ({**document(), "capabilityInvocation": json.loads("[" * 900 + "]" * 900)}, Unproven),
         (
             {
                 **document(),
                 "capabilityInvocation": [{"id": str(i), "publicKeyJwk": {"x": "x" * 99}} for i in range(300)],
             },
-            Unauthenticated,
+            Unproven,
         ),
-        (document(crv="none"), Unauthenticated),
+        (document(crv="none"), Unproven),
     ],
     ids=[
         "no answer",
@@ -231,14 +231,14 @@ WRONG: dict[str, Any] = {
 async def test_a_token_for_several_audiences_is_good_at_none_of_them() -> None:
     text = token(aud=[US, "did:web:else.example"])
     for audience in (US, "did:web:else.example"):
-        with pytest.raises(Unauthenticated, match=f"expected a token for {audience} alone, got 2 audiences"):
+        with pytest.raises(Unproven, match=f"expected a token for {audience} alone, got 2 audiences"):
             self_issued_token.claimed_issuer(text, audience=audience)
 
 
 async def test_a_list_of_one_audience_is_as_that_audience() -> None:
     replays, text = Replays(), token(aud=[US])
     assert (await verify(text, replays))["iss"] == THEM
-    with pytest.raises(Unauthenticated, match="used before"):
+    with pytest.raises(Unproven, match="used before"):
         await verify(text, replays)
 
 
@@ -246,7 +246,7 @@ async def test_a_list_of_one_audience_is_as_that_audience() -> None:
 @pytest.mark.parametrize("name", WRONG)
 async def test_a_wrong_token_is_refused_without_being_repeated_in_the_message(name: str) -> None:
     text = WRONG[name]()
-    with pytest.raises(Unauthenticated) as caught:
+    with pytest.raises(Unproven) as caught:
         await verify(text)
     assert not text or len(text) < 8 or text not in caught.value.message
 
@@ -254,14 +254,14 @@ async def test_a_wrong_token_is_refused_without_being_repeated_in_the_message(na
 async def test_a_token_is_good_once() -> None:
     replays, text = Replays(), token()
     await verify(text, replays)
-    with pytest.raises(Unauthenticated, match="before"):
+    with pytest.raises(Unproven, match="before"):
         await verify(text, replays)
 
 
 @pytest.mark.hostile
 async def test_what_was_signed_before_we_began_to_look_is_not_taken_and_is_no_verdict() -> None:
     replays = Replays(since=time.time() + 2)
-    with pytest.raises(Busy, match="sign a new one"):
+    with pytest.raises(Unavailable, match="sign a new one"):
         await verify(token(), replays)
     await verify(token(iat=int(time.time()) + 3), replays)
 
@@ -274,7 +274,7 @@ def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.Mon
 
     def taken(issuer: str, *, now: float, life: float = 60) -> int:
         count = 0
-        with suppress(Busy):
+        with suppress(Unavailable):
             while count < 100 and replays.note_first_use(issuer, str(count), issued=now, expires=now + life, now=now):
                 count += 1
         return count
@@ -294,7 +294,7 @@ def test_strangers_take_no_room_for_tokens_from_those_that_are_expected(monkeypa
     replays = Replays()
 
     def taken(issuer: str, **how: Any) -> bool:
-        with suppress(Busy):
+        with suppress(Unavailable):
             return replays.note_first_use(issuer, "1", issued=0, expires=60, now=0, **how)
         return False
 
@@ -368,7 +368,7 @@ async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_a
 async def test_a_document_that_does_not_come_in_time_is_no_verdict() -> None:
     resolver = DidResolver(Slow())  # type: ignore[arg-type]  # a fake
     resolver._strangers.seconds = 0.01
-    with pytest.raises(Busy, match="timed out waiting for the DID document"):
+    with pytest.raises(Unavailable, match="timed out waiting for the DID document"):
         await asked(resolver, "did:web:hangs.example")
 
 
@@ -391,14 +391,14 @@ async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_oth
 @pytest.mark.hostile
 async def test_a_document_of_another_participant_is_not_believed() -> None:
     pages = {"https://them.example/.well-known/did.json": document(identifier="did:web:evil.example")}
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await self_issued_token.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
 
 
 @pytest.mark.parametrize("page", [None, PeerUnreachable("nobody there")])
 async def test_where_nothing_is_found_at_a_number_a_port_may_be_meant(page: Any) -> None:
     away = resolver({"https://them.example/8443/did.json": page})
-    with pytest.raises((Unauthenticated, Busy), match=r"write %3A before it: did:web:them\.example%3A8443"):
+    with pytest.raises((Unproven, Unavailable), match=r"write %3A before it: did:web:them\.example%3A8443"):
         await asked(away, f"{THEM}:8443")
 
 
@@ -407,7 +407,7 @@ async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
     longer = f"{THEM}:{'x' * 250}"
     pages = {f"https://them.example/{'x' * 250}/did.json": document(identifier=longer)}
     text = self_issued_token.mint(KEY, did=longer, audience=US, now=time.time())
-    with pytest.raises(Unauthenticated, match="at most 255"):
+    with pytest.raises(Unproven, match="at most 255"):
         await self_issued_token.verify(text, audience=US, resolver=resolver(pages), replays=Replays())
 
 
@@ -417,7 +417,7 @@ async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key
     for _ in range(5):
         await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
     for _ in range(5):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await asked.key(THEM, f"{THEM}#unknown", purpose="capabilityInvocation")
     assert len(web.calls) == 1
 
@@ -425,7 +425,7 @@ async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key
 async def test_a_key_serves_only_the_purpose_it_is_listed_for() -> None:
     page = {**document(), "capabilityInvocation": []}
     asked = resolver({"https://them.example/.well-known/did.json": page})
-    with pytest.raises(Unauthenticated, match="capabilityInvocation"):
+    with pytest.raises(Unproven, match="capabilityInvocation"):
         await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
 
 
@@ -449,7 +449,7 @@ def test_a_did_web_says_where_its_document_is(identifier: str, address: str) -> 
      "did:web:ä.example", "did:web:%C3%A4.example", "did:web:a%00b"],
 )  # fmt: skip
 def test_a_did_that_would_leave_its_place_is_refused(identifier: str) -> None:
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         did.address_of(identifier)
 
 
@@ -461,7 +461,7 @@ def test_a_did_of_an_address_leads_back_to_it() -> None:
 async def test_identity_refuses_nothing_and_other_schemes_and_takes_a_listed_token() -> None:
     identity = Identity(did=US, key=KEY, resolver=resolver(), static={"s3cret": "did:web:lab.example"})
     for wrong in (None, "", "Basic dXNlcjpwdw==", "Bearer", "Bearer wrong"):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await identity.authenticate(wrong)
     assert (await identity.authenticate("Bearer s3cret")).id == "did:web:lab.example"
 
@@ -599,7 +599,7 @@ def test_a_key_that_found_no_room_is_made_by_the_next_start(tmp_path: Path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(keys, "os", changed(os, fsync=full))
-        with pytest.raises(BadInput, match=r"mask\.secret cannot be written \(No space"):
+        with pytest.raises(Invalid, match=r"mask\.secret cannot be written \(No space"):
             keys.load_secret(tmp_path, "mask")
     assert list(tmp_path.iterdir()) == []
     tmp_path.joinpath(f"mask.{os.getpid()}.new").touch()  # of one that was killed
@@ -615,7 +615,7 @@ class _Denied(type(Path())):  # type: ignore[misc]  # `Path` itself has no subcl
 
 def test_a_folder_of_keys_that_may_not_be_looked_into_is_told(tmp_path: Path) -> None:
     """As one that root made: a start ended with `Permission denied` and no word on what to do."""
-    with pytest.raises(BadInput, match=r"mask\.secret cannot be accessed \(Permission denied\)"):
+    with pytest.raises(Invalid, match=r"mask\.secret cannot be accessed \(Permission denied\)"):
         keys.load_secret(_Denied(tmp_path), "mask")
 
 
@@ -645,7 +645,7 @@ def test_a_key_that_is_not_what_it_was_is_named_and_no_other_one_is_made(
         path.mkdir()
     elif damage != "lost":
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "nonsense": b"x" * 500}[damage])
-    with pytest.raises(HanseError, match=f"{path}.*copy it from another process"):
+    with pytest.raises(ConnectorError, match=f"{path}.*copy it from another process"):
         read(tmp_path, new=False)
     assert path.exists() == (damage != "lost")
 
@@ -670,7 +670,7 @@ def test_a_key_of_another_kind_is_none_of_ours(tmp_path: Path, kind: str) -> Non
     other = ECKey.generate_key("P-384" if kind == "P-384" else "P-256")
     phrase = "phrase" if kind == "encrypted" else None
     (tmp_path / "participant.pem").write_bytes(other.as_pem(private=kind != "public", password=phrase))
-    with pytest.raises(BadInput, match="expected a private key of the curve P-256"):
+    with pytest.raises(Invalid, match="expected a private key of the curve P-256"):
         keys.load_participant_key(tmp_path)
 
 
@@ -687,7 +687,7 @@ async def found(page: dict[str, Any], purpose: str, key_id: str = f"{THEM}#{KEY.
     asked.allow_every_key([THEM])
     try:
         return bool(await asked.key(THEM, key_id, purpose=purpose))
-    except Unauthenticated:
+    except Unproven:
         return False
 
 
@@ -711,7 +711,7 @@ async def test_every_key_counts_only_where_a_document_lists_none(
 
 
 async def test_every_key_counts_for_no_peer_by_default() -> None:
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await resolver({"https://them.example/.well-known/did.json": plain()}).key(
             THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation"
         )
@@ -755,7 +755,7 @@ async def test_a_service_is_found_in_the_document_that_the_key_came_from(service
     asked = DidResolver(web)  # type: ignore[arg-type]  # a fake
     await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="authentication")
     if endpoint is None:
-        with pytest.raises(Unauthenticated, match="no service"):
+        with pytest.raises(Unproven, match="no service"):
             await asked.service(THEM, "CredentialService")
     else:
         assert await asked.service(THEM, "CredentialService") == endpoint
@@ -782,7 +782,7 @@ def test_our_document_lists_the_new_key_first_the_former_ones_and_the_credential
 
 def test_a_former_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "participant-old.pem").write_text("nonsense")
-    with pytest.raises(BadInput, match=r"participant-old\.pem"):
+    with pytest.raises(Invalid, match=r"participant-old\.pem"):
         keys.load_former_participant_keys(tmp_path)
 
 
@@ -809,28 +809,28 @@ async def test_a_token_grants_its_receiver_alone_the_scopes_of_the_settings() ->
         ([KEY], US, THEM, now + 400),
         ([KEY], US, THEM, now - 400),
     ):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             verify_access_token(text, keys_, did=did_, presenter=who, now=at)
 
 
 @pytest.mark.parametrize("text", ["", "a.b.c", "x" * 9_000, "opaque"])
 def test_a_text_that_we_did_not_sign_is_no_access_token(text: str) -> None:
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         verify_access_token(text, [KEY], did=THEM, presenter=US, now=time.time())
 
 
 def test_a_self_issued_token_is_no_access_token() -> None:
     text = self_issued_token.mint(KEY, did=THEM, audience=THEM, now=time.time())
-    with pytest.raises(Unauthenticated, match="access token"):
+    with pytest.raises(Unproven, match="access token"):
         verify_access_token(text, [KEY], did=THEM, presenter=THEM, now=time.time())
 
 
 async def test_an_access_token_is_no_self_issued_token_whoever_gets_it() -> None:
     asked = resolver()
     for audience in (US, THEM):
-        with pytest.raises(Unauthenticated, match="access token"):
+        with pytest.raises(Unproven, match="access token"):
             await self_issued_token.verify(await granted(), audience=audience, resolver=asked, replays=Replays())
-    with pytest.raises(Unauthenticated, match="access token"):
+    with pytest.raises(Unproven, match="access token"):
         await verify(token(header={"typ": "Hanse-Access+JWT"}))
 
 

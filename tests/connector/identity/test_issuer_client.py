@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.identity.openid import issuer_client
 from connector.identity.openid.issuer_client import IssuerClient
 from connector.infra.net.http_client import HttpClient
@@ -61,12 +61,12 @@ async def test_old_metadata_counts_for_a_day(clock: list[float]) -> None:
     clock[0] += 23 * HOUR
     assert await client.app() is first
     clock[0] += 2 * HOUR
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await client.app()
 
 
 async def test_an_issuer_that_never_answered_is_busy() -> None:
     idp = MemoryProvider()
     idp.down = True
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await make_client(idp).app()

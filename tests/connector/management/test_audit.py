@@ -18,7 +18,7 @@ from hanse.audit.verify import verify, verify_consistency, verify_proof
 
 from connector.audit import merkle, signed_note
 from connector.audit.log import AuditLog, Filter
-from connector.errors import BadInput, NotFound
+from connector.errors import Absent, Invalid
 from connector.events import ReadRefused
 from connector.infra.http import problem_json
 from connector.management import audit
@@ -165,9 +165,9 @@ async def test_a_name_is_no_other_that_is_like_it(auditor: Auditor, name: str) -
 
 async def test_what_no_record_can_hold_is_no_failure_of_a_database(store: Store) -> None:
     for name in ("dataset", "agreement", "actor"):
-        with pytest.raises(BadInput, match=f"{name}: expected a text without NUL"):
+        with pytest.raises(Invalid, match=f"{name}: expected a text without NUL"):
             await log_over(store).resolve_dataset(Filter(**{name: "a\0b"}))
-    with pytest.raises(NotFound, match="no dataset 'lights'"):
+    with pytest.raises(Absent, match="no dataset 'lights'"):
         await log_over(store).resolve_dataset(Filter(dataset="lights"))
 
 

@@ -22,7 +22,7 @@ from connector.app import management_app
 from connector.audit.log import Filter
 from connector.console.page import PageRequirement
 from connector.engine.pool.protocol import Job
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.management import datasets
 from connector.management.sign_on.auth import SCOPES, Requirement
 from connector.offers.preview import PreviewRequest
@@ -189,7 +189,7 @@ class Watching:
     async def ask(self, job: Job) -> Any:
         (newest, *_) = [one for one in await self.owner.records() if one["kind"] == "RawDataViewed"]
         self.seen.append(newest["detail"]["view"])
-        raise Busy("no worker is free")
+        raise Unavailable("no worker is free")
 
 
 async def test_a_view_is_recorded_before_anything_is_read(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ async def test_a_view_that_cannot_be_recorded_shows_nothing(
     owner: Owner, key: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(*_: Any, **__: Any) -> None:
-        raise Busy("the log takes nothing")
+        raise Unavailable("the log takes nothing")
 
     workers = Watching(owner)
     monkeypatch.setattr(owner.desk.parts.owners_view, "_pool", workers)

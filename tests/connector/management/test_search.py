@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import BadInput, HanseError, PeerNonsense, PeerRefused
+from connector.errors import ConnectorError, Invalid, PeerNonsense, PeerRefused
 from connector.infra.net.http_client import Reply
 from connector.management import search
 
@@ -42,13 +42,13 @@ async def test_an_answer_that_is_no_object_is_told_as_that(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "kind", "said"),
     [
-        (400, {"code": "bad_input", "detail": "narrow the search"}, BadInput, "the catalogue says: narrow the search"),
+        (400, {"code": "bad_input", "detail": "narrow the search"}, Invalid, "the catalogue says: narrow the search"),
         (403, {"code": "not_a_member", "detail": "members only"}, PeerRefused, "the catalogue says: members only"),
         (500, ["?"], PeerNonsense, "came status 500"),
     ],
 )
 async def test_a_question_that_it_does_not_take_is_for_its_asker_to_mend(
-    status: int, body: Any, kind: type[HanseError], said: str
+    status: int, body: Any, kind: type[ConnectorError], said: str
 ) -> None:
     with pytest.raises(kind, match=said) as refused:
         await ask(status, body)

@@ -14,7 +14,7 @@ import pytest
 
 from connector.dataplane.push import push_receiver
 from connector.dsp import process_limits
-from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
+from connector.errors import AddressRefused, AlreadyExists, Denied, PeerUnreachable
 from connector.outbox import delivery_classes
 from connector.outbox.sender import Courier, DeliveryOutcome, DeliveryResult, Sender
 from connector.store import Store, Transaction
@@ -124,7 +124,7 @@ FATES: list[tuple[list[Any], int, DeliveryResult]] = [
     ),
     ([PeerUnreachable("no answer"), DELIVERED], 2, DeliveryResult.DELIVERED),
     ([AddressRefused("private")], 1, DeliveryResult.REFUSED),
-    ([Refused("the agreement has ended")], 1, DeliveryResult.REFUSED),
+    ([Denied("the agreement has ended")], 1, DeliveryResult.REFUSED),
 ]
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from connector import app
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.database import postgres_options
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken, GrantState
@@ -53,7 +53,7 @@ async def test_whoever_asks_a_database_that_says_nothing_more_is_told_so(away: t
     async with asyncio.timeout(PATIENCE):
         asked = (store.write(add("lost")), store.read(lambda tx: tx.tokens.count()))
         told = await asyncio.gather(*asked, *(store.write(add(f"lost{i}")) for i in range(4)), return_exceptions=True)
-    assert [type(one) for one in told] == [Busy] * 6
+    assert [type(one) for one in told] == [Unavailable] * 6
     link.resume()
     await store.write(add("after"))
     assert await store.read(lambda tx: tx.tokens.count()) == 2
@@ -69,7 +69,7 @@ async def test_whoever_asks_in_the_middle_is_told_so_and_nothing_is_kept(away: t
         tx.tokens.count()
 
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(Busy, match="does not answer"):
+        with pytest.raises(Unavailable, match="does not answer"):
             await store.write(work)
     link.resume()
     assert await store.read(lambda tx: tx.tokens.find_by_name("half")) is None
@@ -80,7 +80,7 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_over_at_the_server_
     store, _ = away
     long = text("SELECT pg_sleep(600)")
     running = text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
-    with pytest.raises(Busy, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         await store.read(lambda tx: tx.session.execute(long))
     async with asyncio.timeout(PATIENCE):
         while await store.read(lambda tx: tx.session.scalar(running)):
@@ -107,12 +107,12 @@ async def test_what_a_process_that_is_gone_has_locked_is_the_others_after_a_whil
             tx.tokens.count()
 
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await gone.write(vanish)
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await here.write(hold)
             while True:
-                with suppress(Busy):
+                with suppress(Unavailable):
                     await here.write(hold)
                     break
         link.resume()
@@ -127,7 +127,7 @@ async def test_connections_that_stay_mute_are_in_nobodys_way(away: tuple[Store, 
     link.renew()
     async with asyncio.timeout(PATIENCE):
         while True:
-            with suppress(Busy):
+            with suppress(Unavailable):
                 await store.write(add("after"))
                 break
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import ReturnsRows, bindparam, column, delete, func, select, table, text, update
 from sqlalchemy.exc import DBAPIError
 
-from connector.errors import AlreadyExists, Busy, NotFound
+from connector.errors import Absent, AlreadyExists, Unavailable
 from connector.store import Store, Transaction
 from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.tables import Agreement, AuditPending, AuditTile, GrantState, OpenRead, ReadPlace, core_table
@@ -230,12 +230,12 @@ async def test_a_unit_that_fails_is_undone_whole_and_its_neighbours_are_not(stor
     def fails(work: Callable[[Transaction], str]) -> Callable[[Transaction], None]:
         def whole(tx: Transaction) -> None:
             work(tx)
-            raise NotFound("no")
+            raise Absent("no")
 
         return whole
 
     found = await together(store, opened("a"), fails(opened("b")), as_object("c"), fails(as_object("d")), opened("e"))
-    assert [one if isinstance(one, str) else type(one) for one in found] == ["a", NotFound, "c", NotFound, "e"]
+    assert [one if isinstance(one, str) else type(one) for one in found] == ["a", Absent, "c", Absent, "e"]
     assert await names(store) == set("ace")
 
 
@@ -249,7 +249,7 @@ async def test_a_database_that_does_not_answer_is_busy_and_says_why(store: Store
 
     found = [*await asyncio.gather(store.read(asks), store.write(asks), return_exceptions=True)]
     found.append((await together(store, opened("a"), asks, opened("b")))[1])
-    assert [one.private if isinstance(one, Busy) else one for one in found] == [why] * 3
+    assert [one.private if isinstance(one, Unavailable) else one for one in found] == [why] * 3
     assert await names(store) == {"a", "b"}
 
 
@@ -265,7 +265,7 @@ async def test_a_file_that_another_process_writes_is_busy_and_is_written_afterwa
     refused = await asyncio.gather(*asked, return_exceptions=True)
     other.execute("ROLLBACK")
     other.close()
-    assert [one.private for one in refused if isinstance(one, Busy)] == ["OperationalError"] * len(refused)
+    assert [one.private for one in refused if isinstance(one, Unavailable)] == ["OperationalError"] * len(refused)
     await store.write(opened("d"))
     assert await names(store) == {"d"}
 
@@ -275,10 +275,10 @@ async def test_nobody_believes_in_a_commit_that_the_database_has_undone(sqlite_s
 
     def undone(tx: Transaction) -> None:
         tx.session.connection().exec_driver_sql("ROLLBACK")
-        raise NotFound("no")
+        raise Absent("no")
 
     found = await together(sqlite_store, opened("a"), undone, opened("c"))
-    assert list(map(type, found)) == [Busy, Busy, Busy]
+    assert list(map(type, found)) == [Unavailable, Unavailable, Unavailable]
     assert await names(sqlite_store) == set()
     await sqlite_store.write(opened("d"))
     assert await names(sqlite_store) == {"d"}
@@ -297,11 +297,11 @@ async def test_a_connection_on_which_something_failed_is_not_simply_used_again(
 
     def fails(tx: Transaction) -> None:
         tx.reads.add("a", instance="i", body={})
-        raise NotFound("no")
+        raise Absent("no")
 
     await sqlite_store.write(opened("b"))
     monkeypatch.setattr(sqlite_store.engine.dialect, "do_rollback", rollback)
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await sqlite_store.write(fails)
     await sqlite_store.write(opened("c"))
     assert await names(sqlite_store) == {"b", "c"}
@@ -343,7 +343,7 @@ async def test_a_connection_that_is_cut_is_busy_by_the_name_of_its_end_and_not_u
         unit(tx).fetch(cut)
 
     for ask in (on_server.read, on_server.write):
-        with pytest.raises(Busy) as refused:
+        with pytest.raises(Unavailable) as refused:
             await ask(work)
         assert refused.value.private == "AdminShutdown"
         await on_server.write(opened(ask.__name__))

@@ -16,7 +16,7 @@ from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DataError, OperationalError
 from structlog.testing import capture_logs
 
-from connector.errors import BadInput, Busy
+from connector.errors import Invalid, Unavailable
 from connector.infra.database import database
 from connector.infra.lock_file import acquire_lock
 from connector.settings import Settings
@@ -58,7 +58,7 @@ def test_a_cause_is_told_once_until_it_has_not_come_for_a_minute() -> None:
     with capture_logs() as logs:
         for moment, error in ((0, FULL), (1, other), (59, FULL), (118, FULL), (179, FULL), (180, other)):
             now[0] = moment
-            assert isinstance(failures.map_error(error), Busy)
+            assert isinstance(failures.map_error(error), Unavailable)
     assert [line["why"].split()[0] for line in logs] == [
         "DiskFull",
         "OperationalError:",
@@ -80,7 +80,7 @@ def test_a_database_that_takes_no_schema_says_why(
         return engine
 
     monkeypatch.setattr(database, "open_engine", small)
-    with pytest.raises(Busy, match=said) as raised:
+    with pytest.raises(Unavailable, match=said) as raised:
         upgrade(f"sqlite:///{tmp_path}/c.db")
     assert "nothing was changed" in raised.value.message
 
@@ -96,7 +96,7 @@ def test_a_database_that_takes_no_schema_says_why(
 def test_a_database_that_cannot_be_opened_is_named_without_a_password(url: str) -> None:
     """What stands behind the `?` of its address was printed at a start while it was away."""
     with pytest.raises(
-        Busy, match=r"the database postgresql\+psycopg://\*\*\*@127\.0\.0\.1:1/d cannot be opened"
+        Unavailable, match=r"the database postgresql\+psycopg://\*\*\*@127\.0\.0\.1:1/d cannot be opened"
     ) as raised:
         upgrade(url)
     assert "canary" not in raised.value.message
@@ -119,7 +119,7 @@ async def test_a_database_that_may_only_be_read_is_told_as_that(tmp_path: Path) 
     event.listen(opened.engine, "connect", lambda dbapi, _: dbapi.execute("PRAGMA query_only=ON"))
     opened.engine.dispose()
     try:
-        with pytest.raises(Busy, match="expected a writable database, got one that is read only"):
+        with pytest.raises(Unavailable, match="expected a writable database, got one that is read only"):
             await opened.write(lambda tx: tx.session.execute(text("DELETE FROM offer")))
     finally:
         opened.close()
@@ -131,7 +131,7 @@ async def test_the_details_are_nothing_for_the_log(postgres_cluster: Any) -> Non
         opened = Store(url, pool_size=1)
         for code in ("53200", "22000"):
             raises = f"DO $$BEGIN RAISE 'of %', 'a' USING ERRCODE = '{code}', DETAIL = 'b'; END$$"
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await opened.write(lambda tx, raises=raises: tx.session.execute(text(raises)))
         opened.close()
     assert [line["why"] for line in logs] == ["OutOfMemory 53200: of a", "DataException 22000"]
@@ -143,9 +143,9 @@ async def test_a_name_that_no_database_has_is_the_askers_mistake(postgres_cluste
     """As an id in an address; whoever asks so has nobody believe that the database is away."""
     with migrated.postgresql(postgres_cluster) as url, capture_logs() as logs:
         opened = Store(url, pool_size=1)
-        with pytest.raises(BadInput, match="NUL"):
+        with pytest.raises(Invalid, match="NUL"):
             await opened.read(lambda tx: tx.reads.has(name, consumer="did:web:lab.example"))
-        with pytest.raises(BadInput, match="NUL"):
+        with pytest.raises(Invalid, match="NUL"):
             await opened.write(lambda tx: tx.transfers.get(name))
         opened.close()
     assert not logs
@@ -172,7 +172,7 @@ async def test_who_has_no_connection_left_reads_so_in_the_log(postgres_cluster: 
         go_on.set()
         assert await holding == 0
         opened.close()
-    assert [type(one) for one in refused] == [Busy] * 6
+    assert [type(one) for one in refused] == [Unavailable] * 6
     told = [line["why"] for line in logs if line["event"] == "database_fails"]
     assert [one.partition("FATAL:")[2] for one in told] == [' too many connections for role "modest"']
 
@@ -208,7 +208,7 @@ async def test_who_has_no_writer_left_is_not_ready(sqlite_store: Store) -> None:
     writer._waiting.put(None)  # as if it had ended by itself
     writer._thread.join(60)
     for asked in (sqlite_store.check_writable(), sqlite_store.write(lambda tx: tx.tokens.count())):
-        with pytest.raises(Busy, match="restart the connector"):
+        with pytest.raises(Unavailable, match="restart the connector"):
             await asyncio.wait_for(asked, 60)
 
 
@@ -232,14 +232,14 @@ async def test_a_database_in_a_file_is_for_our_eyes_only(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("url", ["sqlite:////proc/none/c.db", "sqlite:////proc/c.db"])
 def test_a_folder_that_takes_no_database_is_named_with_what_to_do(url: str) -> None:
-    with pytest.raises(Busy, match=r"HANSE_DATABASE_URL"):
+    with pytest.raises(Unavailable, match=r"HANSE_DATABASE_URL"):
         upgrade(url)
     lock = Path(url.removeprefix("sqlite:///") + ".lock")
-    with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: /proc/.* cannot be written"):
+    with pytest.raises(Invalid, match=r"HANSE_DATABASE_URL: /proc/.* cannot be written"):
         acquire_lock(lock, "HANSE_DATABASE_URL", "give this one a file")
 
 
 def test_a_lock_that_cannot_even_be_looked_for_is_named_with_what_to_do(tmp_path: Path) -> None:
     """As in a folder that others keep for themselves; a name that is too long stands for it, as root looks anywhere."""
-    with pytest.raises(BadInput, match=r"HANSE_DATABASE_URL: .* cannot be written"):
+    with pytest.raises(Invalid, match=r"HANSE_DATABASE_URL: .* cannot be written"):
         acquire_lock(tmp_path / ("c" * 300), "HANSE_DATABASE_URL", "give this one a file")

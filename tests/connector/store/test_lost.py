@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from connector.audit.log import Sequencer
 from connector.audit.signed_note import Signer
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.events import ServiceStarted
 from connector.store import UNKNOWN, EventRelay, Store, Transaction
 from connector.store.tables import ApiToken
@@ -82,7 +82,7 @@ async def test_what_was_kept_is_done_and_heard_of(
 
 async def test_what_was_not_kept_is_not_done(opened: Store, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lost(opened, monkeypatch, forgotten)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await opened.write(change)
     assert raised.value.code != UNKNOWN
     assert (await kept(opened), heard) == (False, [])
@@ -148,7 +148,7 @@ async def test_a_number_that_somebody_else_has_now_says_nothing_of_what_was_lost
         overtake(store.engine.url.render_as_string(), number)
 
     lost(store, monkeypatch, lost_there)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await store.write(change)
     assert raised.value.code != UNKNOWN
     assert (await kept(store), heard) == (False, [])
@@ -165,7 +165,7 @@ async def test_of_what_a_standby_does_not_know_yet_nobody_says_that_it_was_not_k
         server.go_back(standby=True)
 
     lost(store, monkeypatch, unheard_of)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await store.write(change)
     assert raised.value.code == UNKNOWN
     await store.resolve_unknown_commits()
@@ -192,7 +192,7 @@ async def test_what_is_in_the_log_already_is_found_there(
 
 async def test_what_nobody_is_to_hear_of_is_not_looked_up(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lost(opened, monkeypatch, done)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await opened.write(lambda tx: tx.tokens.add(ApiToken(name="a", digest="a", scopes=[], created_at=0.0)))
     assert (raised.value.code, await kept(opened)) == (UNKNOWN, True)
 
@@ -203,7 +203,7 @@ async def test_what_nobody_can_look_up_is_heard_of_when_the_database_is_back(
 ) -> None:
     monkeypatch.setattr("connector.store.engine._LOOK_UP_SECONDS", 0.0)
     lost(opened, monkeypatch, done if was_kept else forgotten)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await opened.write(change)
     assert (raised.value.code, heard) == (UNKNOWN, [])
     relay = EventRelay(opened, number=lambda: None)

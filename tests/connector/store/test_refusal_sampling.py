@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.events import Event, ReadRefused, RefusalsCounted, RequestRefused
 from connector.store import Store, Transaction, engine, refusal_sampling
 from connector.store.refusal_sampling import OTHERS, RefusalSampler
@@ -95,7 +95,7 @@ async def test_what_was_counted_is_kept_until_it_is_in_the_log(
     assert [event.kind for event in told] == ["ReadRefused"]
     with monkeypatch.context() as away:
         away.setattr(sqlite_store, "write", _away)
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             await sqlite_store.record_refusal_counts()
     await asyncio.gather(sqlite_store.record_refusal_counts(), sqlite_store.record_refusal(read("did:web:b")))
     await sqlite_store.record_refusal_counts()
@@ -133,7 +133,7 @@ async def test_counts_that_are_being_recorded_as_the_connector_stops_are_recorde
 
 
 async def _away(_: object) -> None:
-    raise Busy("the database does not answer")
+    raise Unavailable("the database does not answer")
 
 
 @pytest.mark.e2e

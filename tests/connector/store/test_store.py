@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from connector.errors import Busy, NotFound
+from connector.errors import Absent, Unavailable
 from connector.events import Event, ServiceStarted
 from connector.infra.database import database
 from connector.infra.database.database import open_engine
@@ -97,9 +97,9 @@ async def test_an_exception_undoes_the_whole_unit_and_its_events(store: Store) -
     def fails(tx: Transaction) -> None:
         tx.tokens.add(token("a"))
         tx.publish(ServiceStarted(actor="test"))
-        raise NotFound("no")
+        raise Absent("no")
 
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await store.write(fails)
     assert await store.read(lambda tx: tx.tokens.count()) == 0
     assert await store.read(lambda tx: len(tx.audit.list_pending(10))) == 0
@@ -111,12 +111,12 @@ async def test_one_failing_unit_does_not_undo_its_neighbours(store: Store) -> No
         def work(tx: Transaction) -> None:
             tx.tokens.add(token(f"t{i}"))
             if i % 3 == 0:
-                raise NotFound("every third fails")
+                raise Absent("every third fails")
 
         return store.write(work)
 
     results = await asyncio.gather(*(unit(i) for i in range(30)), return_exceptions=True)  # type: ignore[call-overload]  # coroutines
-    assert sum(isinstance(result, NotFound) for result in results) == 10
+    assert sum(isinstance(result, Absent) for result in results) == 10
     assert await store.read(lambda tx: tx.tokens.count()) == 20
 
 
@@ -506,7 +506,7 @@ def _many_offers(tx: Transaction) -> None:
 
 
 async def test_a_read_that_the_database_does_not_answer_is_busy(store: Store) -> None:
-    with pytest.raises(Busy, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         await store.read(lambda tx: tx.session.execute(text("SELECT * FROM no_such_table")).all())
 
 
@@ -516,7 +516,7 @@ async def test_a_change_that_the_database_does_not_answer_is_busy(store: Store, 
         tx.tokens.add(token("a"))
         raise error("INSERT", None, Exception("as the driver says it"))
 
-    with pytest.raises(Busy, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         await store.write(fails)
     assert await store.read(lambda tx: tx.tokens.count()) == 0
 
@@ -525,7 +525,7 @@ async def test_a_change_for_which_the_server_has_no_room_says_so(store: Store) -
     def fails(tx: Transaction) -> None:
         raise OperationalError("INSERT", None, psycopg.errors.DiskFull())
 
-    with pytest.raises(Busy, match="the operator must free space") as raised:
+    with pytest.raises(Unavailable, match="the operator must free space") as raised:
         await store.write(fails)
     assert raised.value.code == "disk_full"
 
@@ -541,7 +541,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         with ExitStack() as taken:
             for _ in range(2 + database.LONG_READS_MAX):  # for each reader a writer, and those of what lasts
                 taken.enter_context(opened.engine.connect())
-            with pytest.raises(Busy, match="does not answer"):
+            with pytest.raises(Unavailable, match="does not answer"):
                 await opened.write(lambda tx: tx.tokens.add(token("a")))
         await opened.write(lambda tx: tx.tokens.add(token("a")))
         opened.close()
@@ -582,7 +582,7 @@ async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
         assert await do(partial(work, name="after")) == "after"
         assert await opened.read(lambda tx: tx.tokens.count()) == (5 if ask == "write" else 0)
         opened.close()
-        with pytest.raises(Busy, match="shutting down"):
+        with pytest.raises(Unavailable, match="shutting down"):
             await do(wait)
 
 
@@ -628,5 +628,5 @@ async def test_what_has_waited_for_long_is_busy_and_not_begun(
         do = getattr(opened, ask)
         told = await asyncio.gather(*(do(partial(work, name=f"{i}")) for i in range(3)), return_exceptions=True)
         assert begun == ["0"]
-        assert [type(one) for one in told] == [type(None), Busy, Busy]
+        assert [type(one) for one in told] == [type(None), Unavailable, Unavailable]
         opened.close()

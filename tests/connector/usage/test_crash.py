@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import Unauthenticated
+from connector.errors import Unproven
 from connector.management.sign_on.auth import Tokens
 from connector.store import Store
 from connector.store.tables import GrantState
@@ -63,7 +63,7 @@ async def test_a_first_token_that_was_handed_over_and_not_committed_is_worth_not
     file = tmp_path / "admin.token"
     assert (await ran(hands_over, migrated_url, str(file)))[0] == -signal.SIGKILL
     lost, tokens = file.read_text(), Tokens(store)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await tokens.caller(lost)
     made: list[str] = []
     await tokens.first(made.append)

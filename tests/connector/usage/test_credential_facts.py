@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.usage.credential_facts import CredentialFacts
 from connector.usage.fact_collector import FactCollector
 from policies import vocabulary
@@ -76,7 +76,7 @@ async def test_a_value_that_the_fact_cannot_have_proves_nothing(
 
 @pytest.mark.parametrize("fact", ["ds:participant", "odrl:purpose", "odrl:count", "odrl:dateTime", "ds:nonsense"])
 def test_identity_purpose_time_and_counters_come_from_no_credential(fact: str) -> None:
-    with pytest.raises(BadInput, match="HANSE_CREDENTIAL_RULES"):
+    with pytest.raises(Invalid, match="HANSE_CREDENTIAL_RULES"):
         CredentialFacts(verifier(World(), {"facts": {fact: {"credential": "A", "value": "x"}}}))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import BadInput, HanseError, NotFound, Refused
+from connector.errors import Absent, ConnectorError, Denied, Invalid
 from connector.store import Store
 from connector.usage.fact_collector import FactCollector, party_facts
 from connector.usage.grants import Grants
@@ -80,7 +80,7 @@ async def test_the_owners_record_counts_where_several_speak_and_ends_when_it_say
     assert (await who.of(DID))["ds:permit"].values == ("P-2",)
     await who.withdraw(DID, "ds:permit", by="test")
     assert "ds:permit" not in await who.of(DID)
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await who.withdraw(DID, "ds:permit", by="test")
 
 
@@ -107,7 +107,7 @@ async def test_what_is_not_the_owners_to_say_is_refused_with_who_says_it(
     sqlite_store: Store, subject: str, fact: str, values: list[str], until: float | None, says: str
 ) -> None:
     who = known(sqlite_store, {})
-    with pytest.raises((BadInput, NotFound), match=says):
+    with pytest.raises((Invalid, Absent), match=says):
         await who.record(subject, fact, values, evidence="", until=until, by="test")
     assert await who.recorded() == []
 
@@ -187,7 +187,7 @@ async def test_a_read_rests_on_a_fact_only_until_its_end_and_stops_when_it_is_go
         facts["ds:permit"] = Fact(("P-1",), "owner", time.time() + 1_200)
         assert 900 < await grants.recheck(grant) <= 1_200
         facts["ds:permit"] = Fact(("P-2",), "owner")
-        with pytest.raises(Refused, match="observed P-2"):
+        with pytest.raises(Denied, match="observed P-2"):
             await grants.recheck(grant)
         assert grant.lease.revoked
         assert "observed P-2" in str(grant.ended)
@@ -202,6 +202,6 @@ async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
         about = {"consumer": two.south.participant, "purpose": ""}
         await grants.load_usable(grant.agreement_id, **about)
         del facts["ds:permit"]
-        with pytest.raises(HanseError, match="it can come from the owner"):
+        with pytest.raises(ConnectorError, match="it can come from the owner"):
             await grants.load_usable(grant.agreement_id, **about)
         grants.forget([grant])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from connector.engine.pool.protocol import Relation
-from connector.errors import Busy, Limited, Refused
+from connector.errors import Denied, Limited, Unavailable
 from connector.store import Store
 from connector.usage import grants as module
 from connector.usage import quotas
@@ -190,10 +190,10 @@ async def test_a_right_that_is_taken_away_outweighs_what_passes(sqlite_store: St
 
 
 REASONS = {  # the weightiest last
-    "busy": Busy("the database is away"),
-    "lease_expired": Refused("another permission goes on", code="lease_expired"),
-    "not_permitted": Refused("the party is no member", code="not_permitted"),
-    "revoked": Refused("the study was closed", code="revoked"),
+    "busy": Unavailable("the database is away"),
+    "lease_expired": Denied("another permission goes on", code="lease_expired"),
+    "not_permitted": Denied("the party is no member", code="not_permitted"),
+    "revoked": Denied("the study was closed", code="revoked"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from connector.dsp.agreements import AgreementService
 from connector.engine.pool.protocol import Relation
-from connector.errors import Busy, Conflict, Refused
+from connector.errors import Denied, Unavailable, WrongState
 from connector.store import UNKNOWN, Store, Transaction
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import ReadGrant
@@ -37,7 +37,7 @@ async def hangs(_: Any) -> Any:
 
 
 async def unknown(_: Any) -> Any:
-    raise Busy("the database went away as it kept this", code=UNKNOWN)
+    raise Unavailable("the database went away as it kept this", code=UNKNOWN)
 
 
 @pytest.mark.parametrize("answer", [hangs, unknown], ids=["no answer", "outcome unknown"])
@@ -63,7 +63,7 @@ async def test_what_is_refused_to_be_revoked_ends_no_read(sqlite_store: Store) -
     read, other = [await reading(sqlite_store, grants, number) for number in (1, 2)]
     agreements = owner(sqlite_store, grants)
     await agreements.revoke(other.agreement_id, reason="over", by="owner")
-    with pytest.raises(Conflict):
+    with pytest.raises(WrongState):
         await agreements.revoke(other.agreement_id, reason="over", by="owner")
     assert not read.lease.revoked
     assert str(other.ended) == "over"
@@ -79,7 +79,7 @@ async def test_no_read_begins_between_the_end_of_its_agreement_and_that_of_the_g
         row.ended_at, row.end_reason = tx.now, "misused"
 
     await store.write(ended)
-    with pytest.raises(Refused, match="revoked by its owner") as caught:
+    with pytest.raises(Denied, match="revoked by its owner") as caught:
         await grants.begin([read], lambda _: None, read_id="r")
     assert caught.value.code == "revoked"
     counted = await store.read(lambda tx: tx.agreements.get_grant(read.agreement_id))

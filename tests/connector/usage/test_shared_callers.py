@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from connector.errors import Busy, Unauthenticated
+from connector.errors import Unavailable, Unproven
 from connector.identity.credentials import verifier as verifier_module
 from connector.identity.credentials.verifier import Presented
 from connector.identity.identity_service import Identity
@@ -43,7 +43,7 @@ def two(migrated_url: str) -> Iterator[Two]:
 async def test_a_token_that_one_process_took_is_refused_by_the_other_one(two: Two) -> None:
     text = header()
     await two.first.authenticate(text)
-    with pytest.raises(Unauthenticated, match="used before"):
+    with pytest.raises(Unproven, match="used before"):
         await two.second.authenticate(text)
     await two.second.authenticate(header())
 
@@ -79,7 +79,7 @@ async def test_what_one_process_refuses_counts_at_neither(two: Two) -> None:
     await first.verify(HOLDER, "opaque")
     assert await second.find_current(HOLDER)
     two.world.changes = {"vc": {"exp": int(NOW - 100)}}
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await first.verify(HOLDER, "opaque")
     assert await second.find_current(HOLDER) == ()
 
@@ -118,8 +118,8 @@ async def test_a_presentation_counts_for_as_long_as_at_one_process(two: Two, mon
 
 async def test_a_database_that_is_away_lets_no_token_through(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(_: object) -> None:
-        raise Busy("the database does not answer")
+        raise Unavailable("the database does not answer")
 
     monkeypatch.setattr(two.stores[1], "write", away)
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await two.second.authenticate(header())

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from connector.errors import Busy, Limited
+from connector.errors import Limited, Unavailable
 from connector.management.sign_on.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.queries.agreements import AgreementQueries
@@ -91,7 +91,7 @@ async def _spends(url: str, tries: int, rng: random.Random, most: dict[str, int]
         while True:
             try:
                 return await store.write(work)
-            except Busy:  # eight wait for one file, on a machine that may stand still: nothing was counted
+            except Unavailable:  # eight wait for one file, on a machine that may stand still: nothing was counted
                 pass
 
     async def once(amount: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import BadInput, HanseError, NotFound, PeerNonsense, PeerRefused
+from connector.errors import Absent, ConnectorError, Invalid, PeerNonsense, PeerRefused
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.infra.net.http_client import Reply
@@ -81,7 +81,7 @@ async def test_an_issuer_that_rejects_a_request_delivers_nothing_for_it(store: S
     made = await asking.request(ISSUER, TYPE, by="ann")
     office.answers["requests/7"] = Reply(200, {}, b'{"status": "REJECTED"}')
     assert (await asking.refresh(made.id)).status == "REJECTED"
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         await deliver(store, office, made.id)
     assert await store.read(lambda tx: tx.held_credentials.count()) == 0
 
@@ -89,17 +89,17 @@ async def test_an_issuer_that_rejects_a_request_delivers_nothing_for_it(store: S
 async def test_a_delivery_for_a_request_to_another_issuer_is_refused(store: Store) -> None:
     office = Office()
     made = await requests(store, office).request(ISSUER, TYPE, by="ann")
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         await deliver(store, office, made.id, sender=OTHER)
     await deliver(store, office, "an unasked one")  # a listed issuer may (decision 77)
     assert await store.read(lambda tx: tx.held_credentials.count()) == 1
 
 
 OTHERS = b'{"credentialsSupported": [{"id": "x", "credentialType": "Y"}]}'
-WRONG: dict[str, tuple[dict[str, Reply], type[HanseError]]] = {
+WRONG: dict[str, tuple[dict[str, Reply], type[ConnectorError]]] = {
     "no metadata": ({"metadata": Reply(404, {}, b"<html>")}, PeerNonsense),
     "metadata that is a list": ({"metadata": Reply(200, {}, b"[]")}, PeerNonsense),
-    "another type": ({"metadata": Reply(200, {}, OTHERS)}, BadInput),
+    "another type": ({"metadata": Reply(200, {}, OTHERS)}, Invalid),
     "a refusal": ({"credentials": Reply(403, {}, b"")}, PeerRefused),
     "no address": ({"credentials": Reply(201, {}, b"")}, PeerNonsense),
     "an address elsewhere": ({"credentials": Reply(201, {"location": "https://other.example/7"}, b"")}, PeerNonsense),
@@ -108,7 +108,7 @@ WRONG: dict[str, tuple[dict[str, Reply], type[HanseError]]] = {
 
 @pytest.mark.parametrize(("answers", "error"), WRONG.values(), ids=WRONG.keys())
 async def test_a_request_that_its_issuer_does_not_take_has_failed(
-    store: Store, answers: dict[str, Reply], error: type[HanseError]
+    store: Store, answers: dict[str, Reply], error: type[ConnectorError]
 ) -> None:
     asking = requests(store, Office(**answers))
     with pytest.raises(error):
@@ -120,9 +120,9 @@ async def test_a_request_that_its_issuer_does_not_take_has_failed(
 
 async def test_only_listed_issuers_are_asked_and_known_requests_shown(store: Store) -> None:
     office = Office()
-    with pytest.raises(BadInput, match="HANSE_CREDENTIAL_ISSUERS"):
+    with pytest.raises(Invalid, match="HANSE_CREDENTIAL_ISSUERS"):
         await requests(store, office).request(OTHER, TYPE, by="ann")
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await requests(store, office).refresh("urn:uuid:none")
     assert office.asked == []
 

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from connector.errors import BadInput, Busy, PeerUnreachable, Unauthenticated
+from connector.errors import Invalid, PeerUnreachable, Unavailable, Unproven
 from connector.identity.credentials.access_token import mint_access_token
 from connector.identity.credentials.presentation import read_presentation
 from connector.identity.did import DidResolver
@@ -233,7 +233,7 @@ async def test_the_same_credential_is_held_once_and_its_storing_is_recorded(stor
     ids=lambda changes: json.dumps(changes)[:40],
 )
 async def test_what_is_no_valid_credential_about_us_is_not_stored(store: Store, changes: dict[str, Any]) -> None:
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         await hold(store, World(**changes))
     assert await store.read(lambda tx: tx.held_credentials.count()) == 0
 
@@ -241,16 +241,16 @@ async def test_what_is_no_valid_credential_about_us_is_not_stored(store: Store, 
 async def test_a_credential_whose_issuer_cannot_be_asked_is_stored_later(store: Store) -> None:
     world = World()
     world.pages["https://office.example/.well-known/did.json"] = PeerUnreachable("gone")
-    with pytest.raises(Busy):
+    with pytest.raises(Unavailable):
         await hold(store, world)
 
 
 def test_a_file_without_a_credential_is_named(tmp_path: Path) -> None:
     for content in ("é" * 3, "x" * 70_000):
         (tmp_path / "vc.jwt").write_text(content)
-        with pytest.raises(BadInput, match=r"vc\.jwt"):
+        with pytest.raises(Invalid, match=r"vc\.jwt"):
             _read(tmp_path / "vc.jwt")
-    with pytest.raises(BadInput, match="none"):
+    with pytest.raises(Invalid, match="none"):
         _read(tmp_path / "none")
 
 
@@ -264,7 +264,7 @@ async def test_a_query_with_a_used_token_is_refused(store: Store, wallet: httpx2
 async def test_a_holder_asks_for_no_credentials_of_its_verifier(store: Store) -> None:
     world = World()
     ours = identity(world)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await ours.authenticate_query(header(None))
     assert await ours.authenticate_query(header("opaque")) == (HOLDER, "opaque")
     assert QUERY not in world.calls

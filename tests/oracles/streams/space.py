@@ -35,7 +35,7 @@ from connector.datasets.external import Outside
 from connector.datasets.sources import postgres as sources_postgres
 from connector.datasets.sources import read_options, s3, source
 from connector.engine.pool.protocol import Job, Relation
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from connector.events import AgreementRevoked
 from connector.store import Transaction
 from tests.oracles.streams import files as sources
@@ -246,7 +246,7 @@ class Space:
             found = await self._world(files, f"d{number}")
         except duckdb.Error:
             return None
-        except HanseError:
+        except ConnectorError:
             if not files.refused:
                 raise
             return None

@@ -45,7 +45,7 @@ from connector.engine.worker.read.batching import (
     width_of,
 )
 from connector.engine.worker.read.object_channel import ObjectChannel
-from connector.errors import HanseError, SourceUnreadable, VersionChanged
+from connector.errors import ConnectorError, SourceUnreadable, VersionChanged
 
 if TYPE_CHECKING:  # loads what only readers of object stores need
     from connector.engine.worker.read.object_filesystem import Borrowed
@@ -71,7 +71,7 @@ class Opened:
         try:
             for ref in self.refs:
                 os.close(open_pinned(ref))
-        except HanseError:
+        except ConnectorError:
             return False
         return True
 

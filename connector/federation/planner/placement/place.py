@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from connector.errors import Refused
+from connector.errors import Denied
 from connector.federation.planner.context import FragmentShare, PlanningContext
 from connector.federation.planner.placement import (
     colocated_query,
@@ -122,11 +122,11 @@ def _refuse_aggregate_only(groups: list[SourceGroup]) -> None:
             raise refusal(group.members)
 
 
-def refusal(sources: list[BlockSource]) -> Refused:
+def refusal(sources: list[BlockSource]) -> Denied:
     """The error for a query that an aggregate-only dataset does not answer."""
     info = next(info for source in sources for info in source.infos if info.grid is not None)
     assert info.grid is not None
-    return Refused(
+    return Denied(
         f"{info.quoted_name} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} "
         f"by {', '.join(info.grid.dimensions) or 'nothing'}, {info.grid.describe_group_size()} at each owner; "
         "it cannot be joined with other datasets, and its rows are not readable. Ask for such an aggregate of it alone",

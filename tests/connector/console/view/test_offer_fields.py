@@ -18,7 +18,7 @@ from connector.console.view.offer_fields import (
     posted_fields,
     words_without_field,
 )
-from connector.errors import BadInput
+from connector.errors import Invalid
 from policies.authoring import convert
 from policies.authoring.form import ColumnRules, MaskLine, OfferForm
 from policies.review import lint
@@ -145,7 +145,7 @@ def test_a_space_at_the_end_of_a_name_makes_another_column() -> None:
 
 
 def test_no_ticked_column_never_means_all_of_them() -> None:
-    with pytest.raises(BadInput, match="expected a column to show"):
+    with pytest.raises(Invalid, match="expected a column to show"):
         posted(form_of("columns: {only: [age]}\n"), seen=())
 
 

@@ -18,7 +18,7 @@ from connector import VERSION
 from connector.dataplane.flight import catalogue_tables, protobuf, sqlinfo
 from connector.dataplane.flight.catalogue_client import CatalogueClient
 from connector.engine.pool.sandbox import memory_of
-from connector.errors import BadInput, Busy, HanseError
+from connector.errors import ConnectorError, Invalid, Unavailable
 from tests.support import waiting
 from tests.support.own_name import changed
 
@@ -123,7 +123,7 @@ async def test_a_garbled_command_is_bad_input(made: CatalogueClient, command: by
     pids = made.pids
     name = "CommandGetTables"
     for asked in (made.catalogue("lab", name, command, []), made.catalogue_schema("lab", name, command)):
-        with pytest.raises(BadInput) as told:
+        with pytest.raises(Invalid) as told:
             await asked
         assert told.value.code == "request_invalid"
     assert pids[0] in (0, made.pids[0])
@@ -213,7 +213,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_what_is_no_row_of_values_is_bad_input(made: CatalogueClient, name: str) -> None:
     raw = await asyncio.to_thread(HOSTILE[name])
-    with pytest.raises(BadInput, match="expected") as told:
+    with pytest.raises(Invalid, match="expected") as told:
         await made.values("lab", raw)
     assert told.value.code == "request_invalid"
     assert len(told.value.message) <= 300
@@ -227,7 +227,7 @@ async def test_batches_of_no_rows_are_never_unfolded(fresh: CatalogueClient) -> 
     assert len(raw) < 2**20
     await fresh.values("lab", put(ONE))
     pid = fresh.pids[1]
-    with pytest.raises(BadInput, match="got none"):
+    with pytest.raises(Invalid, match="got none"):
         await fresh.values("lab", raw)
     assert fresh.pids[1] == pid  # it was no work
 
@@ -239,7 +239,7 @@ async def test_who_makes_waits_for_nothing_that_is_read(fresh: CatalogueClient) 
     await asyncio.sleep(0.05)
     assert await fresh.constant("lab", "SELECT 1")
     assert not reading.done()
-    with pytest.raises(BadInput, match="in time"):
+    with pytest.raises(Invalid, match="in time"):
         await reading
 
 
@@ -260,8 +260,8 @@ async def test_who_waits_for_too_long_is_told_so() -> None:
         os.kill(tables.pids[1], signal.SIGSTOP)
         asked = (tables.values("lab", put(ONE)), tables.values("mill", put(ONE)))
         first, second = await asyncio.gather(*asked, return_exceptions=True)
-        assert isinstance(first, BadInput)
-        assert isinstance(second, Busy)
+        assert isinstance(first, Invalid)
+        assert isinstance(second, Unavailable)
         assert second.code == "queue_timeout"
 
 
@@ -273,14 +273,14 @@ async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Catal
             raw[dice.randrange(len(raw))] = dice.randrange(256)
         try:
             row = await made.values("lab", bytes(raw[: dice.choice((len(raw), dice.randrange(len(raw))))]))
-        except BadInput:
+        except Invalid:
             continue
         assert len(row) <= 2
 
 
-ASKED: dict[str, tuple[int, Callable[[CatalogueClient], Awaitable[Any]], type[HanseError]]] = {
-    "what is made": (0, lambda one: one.parameters("lab", [""] * 5), Busy),
-    "what is read": (1, lambda one: one.values("lab", put(ONE)), BadInput),
+ASKED: dict[str, tuple[int, Callable[[CatalogueClient], Awaitable[Any]], type[ConnectorError]]] = {
+    "what is made": (0, lambda one: one.parameters("lab", [""] * 5), Unavailable),
+    "what is read": (1, lambda one: one.values("lab", put(ONE)), Invalid),
 }
 
 
@@ -377,7 +377,7 @@ async def test_who_asks_as_it_ends_is_told(fresh: CatalogueClient) -> None:
     await asyncio.sleep(0.01)
     await fresh.close()
     for one in (asking, starting, fresh.parameters("lab", [""] * 3)):
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             await one
     assert fresh.pids == (0, 0)
 
@@ -393,6 +393,6 @@ async def test_a_process_that_cannot_be_started_is_started_with_the_next_questio
             "connector.dataplane.flight.catalogue_client.asyncio", changed(asyncio, create_subprocess_exec=fails)
         )
         for asked in (fresh.parameters("lab", [""] * 1), fresh.values("lab", put(ONE))):
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await asked
     assert await fresh.parameters("lab", [""] * 1)

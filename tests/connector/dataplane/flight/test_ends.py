@@ -17,7 +17,7 @@ from connector.dataplane.flight import flight_queries, flightsql, grpc_call, pro
 from connector.dataplane.flight.grpc_call import GrpcCall
 from connector.dataplane.flight.listener import FlightServer
 from connector.dataplane.governed_stream import GovernedStream
-from connector.errors import Refused
+from connector.errors import Denied
 from tests.support import flying, provider
 from tests.support.flying import flyer
 from tests.support.grpc_client import answer_of, connected
@@ -285,7 +285,7 @@ async def test_a_job_at_length_is_bad_input(running: Provider, impatient: Flight
 async def test_a_refusal_in_any_script_fits_into_the_metadata_that_clients_take(
     impatient: FlightServer, monkeypatch: pytest.MonkeyPatch, letter: str
 ) -> None:
-    error = Refused(letter * 1000, code="revoked", rule=letter * 200)
+    error = Denied(letter * 1000, code="revoked", rule=letter * 200)
 
     async def refuse(*_: Any) -> None:
         raise error

@@ -23,7 +23,7 @@ from connector.dataplane import admission, contract_routes
 from connector.dataplane.flight import flightsql, grpc_call, protobuf
 from connector.dataplane.flight.listener import FlightServer
 from connector.engine.pool import error_codes, pool
-from connector.errors import Refused
+from connector.errors import Denied
 from connector.infra.concurrency.turn_queue import TurnQueue
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
@@ -81,7 +81,7 @@ async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, 
     await running.store.write(suspend)
     with pytest.raises(fl.FlightUnauthorizedError, match="ticket_replaced"):
         await asyncio.to_thread(go)
-    with pytest.raises(Refused, match="replaced by a newer one"):
+    with pytest.raises(Denied, match="replaced by a newer one"):
         await shown.get("/data/v1/contract", headers=headers)
 
 

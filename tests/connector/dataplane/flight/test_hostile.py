@@ -19,7 +19,7 @@ import pytest_asyncio
 from connector.dataplane.flight import flightsql
 from connector.dataplane.flight.listener import FlightServer
 from connector.engine.pool.sandbox import memory_of
-from connector.errors import Conflict
+from connector.errors import WrongState
 from connector.infra.http import http_limits
 from tests.support import flying, provider
 from tests.support.certificates import self_signed
@@ -206,7 +206,7 @@ async def test_what_is_no_http2_is_dropped(running: Provider, front: FlightServe
 
 
 async def test_a_port_in_use_is_told_at_start(running: Provider, front: FlightServer) -> None:
-    with pytest.raises(Conflict, match="HANSE_FLIGHT_PORT"):
+    with pytest.raises(WrongState, match="HANSE_FLIGHT_PORT"):
         async with flying.flying(running, port=front.port):
             pass
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from connector.dataplane.flight import flight_ticket, flightsql, parameters, protobuf
 from connector.dataplane.flight.flight_ticket import FlightTicket
 from connector.dataplane.flight.protobuf import MalformedMessage
-from connector.errors import BadInput, HanseError, QueryInvalid, Refused, Unauthenticated
+from connector.errors import ConnectorError, Denied, Invalid, QueryInvalid, Unproven
 from policies.errors import PolicyError
 from policies.sql import parse, token_check
 from tests.support.own_name import changed
@@ -268,7 +268,7 @@ def test_any_other_text_is_the_literal_that_it_is(letter: str) -> None:
 
 
 def test_a_statement_that_cannot_be_cut_into_words_is_refused() -> None:
-    with pytest.raises((PolicyError, HanseError)):
+    with pytest.raises((PolicyError, ConnectorError)):
         parameters.bound("SELECT '?", [])
 
 
@@ -309,7 +309,7 @@ def test_a_handle_that_was_never_given_out_is_told_without_reading_it(monkeypatc
 def test_a_pass_comes_back_until_it_ends() -> None:
     raw = flight_ticket.seal(ONE, KEY)
     assert flight_ticket.unseal(raw, KEY, now=999.0) == ONE
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         flight_ticket.unseal(raw, KEY, now=1000.0)
 
 
@@ -320,7 +320,7 @@ def test_a_pass_holds_whatever_may_be_asked_and_none_is_given_out_that_opens_not
     for wanted in (bound, envelope):
         one = replace(ONE, wanted=wanted)
         assert flight_ticket.unseal(flight_ticket.seal(one, KEY), KEY, now=0.0) == one
-    with pytest.raises(BadInput, match="of at most 786432 bytes over Flight"):
+    with pytest.raises(Invalid, match="of at most 786432 bytes over Flight"):
         flight_ticket.seal(replace(ONE, wanted={"envelope": " " * 800_000}), KEY)
 
 
@@ -329,8 +329,8 @@ def test_a_pass_that_is_changed_anywhere_is_refused() -> None:
     for at in range(len(raw)):
         changed = bytearray(raw)
         changed[at] ^= 1
-        with pytest.raises(Refused):
+        with pytest.raises(Denied):
             flight_ticket.unseal(bytes(changed), KEY, now=0.0)
     for cut in (raw[:-1], raw + b" ", b"", raw * 10_000, flight_ticket.seal(replace(ONE, consumer="b"), b"x" * 32)):
-        with pytest.raises(Refused):
+        with pytest.raises(Denied):
             flight_ticket.unseal(cut, KEY, now=0.0)

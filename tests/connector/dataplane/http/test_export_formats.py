@@ -26,7 +26,7 @@ import pytest_asyncio
 import xxhash
 
 from connector.dataplane.http import export_formats
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.infra.formats import text_values
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -94,7 +94,7 @@ async def test_whoever_takes_no_format_of_ours_is_told(running: Provider, accept
 
 @pytest.mark.parametrize("given", [{"format": "xlsx"}, {"format": "csv_guarded"}, {"guard": "true"}, {"guard": "1"}])
 def test_a_format_that_nobody_writes_is_refused(given: dict[str, str]) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(Invalid) as raised:
         export_formats.choose_format(given, "")
     assert raised.value.code == "format_unknown"
 

@@ -22,7 +22,7 @@ from connector.dataplane.http.request_context import Exchange
 from connector.dataplane.http.routes import _DataRoutes
 from connector.dataplane.http.vectored_body import BEFORE, FILE, Cycle
 from connector.datasets.sources.source_files import FileRef
-from connector.errors import Busy
+from connector.errors import Unavailable
 from tests.connector.dataplane.http.test_vectored_body import served
 from tests.support.clocks import hands
 
@@ -159,7 +159,7 @@ async def test_a_reader_who_leaves_while_the_disk_hangs_leaves_it_the_disk_s_fau
         writer.transport.abort()
         try:
             async with asyncio.timeout(60):
-                assert isinstance(await told.get(), Busy)
+                assert isinstance(await told.get(), Unavailable)
         finally:
             over.set()
 

@@ -22,7 +22,7 @@ import xxhash
 from connector.dataplane import running_reads
 from connector.dataplane.governed_stream import translate_failure
 from connector.dataplane.http.request_context import BODY_MAX, Exchange
-from connector.errors import BadInput, Busy, EngineFailed
+from connector.errors import EngineFailed, Invalid, Unavailable
 from connector.events import TransferAdvanced
 from connector.store.refusal_sampling import RefusalSampler
 from connector.usage import grants
@@ -419,7 +419,7 @@ async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away
     async def read_sometimes(work: Any) -> Any:
         if away:
             away.clear()
-            raise Busy("the database is away for a moment")
+            raise Unavailable("the database is away for a moment")
         return await real(work)
 
     def revoke(tx: Any) -> None:  # as another process does: only the database knows
@@ -482,7 +482,7 @@ async def test_a_database_that_is_away_ends_reads_for_now_and_revokes_nothing(
     agreement, real = await running.agree(), running.store.read
 
     async def away(_: Any) -> Any:
-        raise Busy("the database does not answer now")
+        raise Unavailable("the database does not answer now")
 
     async with endless(running, running.ticket(agreement)) as answer:
         silent = asyncio.ensure_future(ask(running, running.ticket(agreement), SLOW))
@@ -667,7 +667,7 @@ async def test_of_a_body_that_is_said_to_be_too_large_nothing_is_read(running: P
 
     length = {"content-length": str(BODY_MAX + 1)}
     scope = {"headers": [(name.encode(), value.encode()) for name, value in length.items()]}
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(Invalid) as raised:
         await Exchange(scope, never, never).body()  # type: ignore[arg-type]  # nothing is sent
     assert raised.value.code == "body_too_large"
 
@@ -694,10 +694,12 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
 
 
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
-    grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), ended=Busy("x", code="shutting_down"))
+    grant: Any = SimpleNamespace(
+        lease=Lease(deadline=math.inf, revoked=True), ended=Unavailable("x", code="shutting_down")
+    )
     nobody: Any = None
     found = await translate_failure(EngineFailed("stopped", code="cancelled"), [grant], nobody)
-    assert isinstance(found, Busy)
+    assert isinstance(found, Unavailable)
     assert (found.code, found.message) == ("shutting_down", "x")
 
 
@@ -708,7 +710,7 @@ async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_ref
         (KeyError("x"), False),
         (ConnectionAbortedError("the client has left"), True),
         (asyncio.CancelledError(), True),
-        (Busy("later"), True),
+        (Unavailable("later"), True),
         (QueryRefused("no"), True),
     ],
     ids=repr,

@@ -7,14 +7,14 @@ import json
 import pytest
 
 from connector.dataplane.http.schemas import parse_envelope
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 
 def test_millions_of_empty_lists_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the limit of bytes they take seconds and a gigabyte, before anything is known of the sender's places."""
     monkeypatch.setattr("connector.dataplane.http.schemas.strictjson.loads", lambda _: pytest.fail("read"))
     for part in (b"[],", b'{"a":{}},', b"1,"):
-        with pytest.raises(BadInput, match="parts"):
+        with pytest.raises(Invalid, match="parts"):
             parse_envelope(b'{"sql": "SELECT 1", "keys": [' + part * 400_000 + b"1]}")
 
 

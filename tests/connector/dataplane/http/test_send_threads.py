@@ -12,7 +12,7 @@ import pytest
 
 from connector.dataplane.http import send_threads
 from connector.dataplane.http.send_threads import run_in_send_thread
-from connector.errors import Busy
+from connector.errors import Unavailable
 from tests.support.waiting import until
 
 DEVICE = 77
@@ -36,7 +36,7 @@ async def test_those_who_wait_for_a_disk_that_hangs_are_refused_and_few_threads_
             *(run_in_send_thread(over.wait, stop=lambda: stopped.append(1), device=DEVICE) for _ in range(many)),
             return_exceptions=True,
         )
-    assert [one.code for one in found if isinstance(one, Busy)] == ["file_unavailable"] * many
+    assert [one.code for one in found if isinstance(one, Unavailable)] == ["file_unavailable"] * many
     assert len(stopped) == many
     assert send_threads._executor_of(DEVICE)._work_queue.qsize() <= many  # each of those is cancelled
     assert len(send_threads._executor_of(DEVICE)._threads) == send_threads._SENDERS
@@ -57,7 +57,7 @@ async def test_a_thread_that_is_lost_has_its_socket_until_it_ends(
             await asyncio.sleep(0.05)
             sending.cancel()
         async with asyncio.timeout(20):
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await sending
         assert ours.fileno() == -1
     assert os.fstat(number)

@@ -23,7 +23,7 @@ from connector.dataplane.push import push_receiver as service
 from connector.dataplane.push import received_files
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.protocol import TRAILER_KEY, Job
-from connector.errors import BadInput, Busy, NotFound
+from connector.errors import Absent, Invalid, Unavailable
 from connector.infra.http.media_type import ARROW_STREAM
 from connector.store import UNKNOWN
 from tests.support import data
@@ -309,7 +309,7 @@ async def nothing_left(here: Receiver, pid: str, before: list[Path], code: str) 
     assert (await here.row(pid)).code == code
     (event,) = here.told(pid)
     assert (event.kind, event.outcome, event.code) == ("DataRefused", "refused", code)
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await here.receiving.file(pid)
 
 
@@ -503,7 +503,7 @@ async def test_what_was_received_goes_when_its_transfer_is_terminated(here: Rece
     await here.moved(pid, "TERMINATED")
     await until(lambda: len(here.told(pid)) == 2)
     assert here.files() == before
-    with pytest.raises(NotFound, match="removed"):
+    with pytest.raises(Absent, match="removed"):
         await here.receiving.file(pid)
     assert [event.kind for event in here.told(pid)] == ["DataReceived", "DataRemoved"]
 
@@ -518,7 +518,7 @@ async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
     assert known is not None
     assert known.removed_at
     assert here.told(pid)[-1].actor == "anna"
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await here.receiving.remove(pid, by="anna")
 
 
@@ -578,7 +578,7 @@ async def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_removed(here: Re
     await here.transfer(pid)
     await here.push(pid, WHOLE)
     with read_only(here):
-        with pytest.raises(Busy, match="Read-only file system") as raised:
+        with pytest.raises(Unavailable, match="Read-only file system") as raised:
             await here.receiving.remove(pid, by="anna")
         assert raised.value.code == "not_removed"
         assert (await here.receiving.file(pid))[0].read_bytes() == WHOLE
@@ -609,20 +609,20 @@ async def test_a_removal_that_was_not_recorded_is_asked_for_again(
     """As after a crash between the two."""
 
     async def away(_: Any) -> Any:
-        raise Busy("the database does not answer now")
+        raise Unavailable("the database does not answer now")
 
     await here.transfer(pid)
     await here.push(pid, WHOLE)
     with monkeypatch.context() as patched:
         patched.setattr(here.store, "write", away)
-        with pytest.raises(Busy, match="the database"):
+        with pytest.raises(Unavailable, match="the database"):
             await here.receiving.remove(pid, by="anna")
-    with pytest.raises(NotFound, match="remove it again"):
+    with pytest.raises(Absent, match="remove it again"):
         await here.receiving.file(pid)
     await here.receiving.remove(pid, by="anna")
     told = here.told(pid)[-1]
     assert (told.kind, told.detail["file"]) == ("DataRemoved", "not_here")  # for all that this process knows
-    with pytest.raises(NotFound, match="was removed"):
+    with pytest.raises(Absent, match="was removed"):
         await here.receiving.file(pid)
 
 
@@ -634,7 +634,7 @@ async def test_a_file_that_was_said_to_be_removed_and_is_there_can_be(here: Rece
     await here.store.write(lambda tx: setattr(tx.pushed_data.get(pid), "removed_at", tx.now))
     await here.receiving.remove(pid, by="anna")
     assert here.files() == before
-    with pytest.raises(NotFound):
+    with pytest.raises(Absent):
         await here.receiving.remove(pid, by="anna")
 
 
@@ -737,7 +737,7 @@ async def test_stopping_ends_what_comes_and_takes_nothing_new(small: Receiver, p
 
 async def test_without_room_nothing_is_ordered_or_taken(here: Receiver, tmp_path: Path, pid: str) -> None:
     async with running(tmp_path, here.pool, total=0) as none:
-        with pytest.raises(BadInput, match="HANSE_RECEIVED_MB"):
+        with pytest.raises(Invalid, match="HANSE_RECEIVED_MB"):
             none.receiving.address(pid)
         await none.transfer(pid)
         async with asyncio.timeout(60):
@@ -766,7 +766,7 @@ async def test_the_workers_see_what_arrives_and_nothing_that_was_received(here: 
     await here.transfer(pid)
     await here.push(pid, WHOLE)
     path, _ = await here.receiving.file(pid)
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         await here.pool.ask(Job(kind="check_arrow", arguments={"path": str(path)}))
 
 
@@ -807,7 +807,7 @@ async def test_a_push_of_whose_record_nobody_knows_whether_it_was_kept_is_not_re
         monkeypatch.undo()
         if kept:
             await told(work)
-        raise Busy("the database went away as it kept this", code=UNKNOWN)
+        raise Unavailable("the database went away as it kept this", code=UNKNOWN)
 
     monkeypatch.setattr(here.store, "write", lost)
     first = await here.push(pid, WHOLE)
@@ -829,7 +829,7 @@ async def test_a_push_whose_record_comes_to_be_kept_while_its_repeat_is_checked_
     async def late(work: Any) -> Any:
         under_way.append(work)
         if len(under_way) == 1:
-            raise Busy("the database went away as it kept this", code=UNKNOWN)
+            raise Unavailable("the database went away as it kept this", code=UNKNOWN)
         monkeypatch.undo()
         await told(under_way[0])
         return await told(work)

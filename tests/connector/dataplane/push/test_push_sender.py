@@ -21,16 +21,16 @@ from connector.dataplane.push.target import Target
 from connector.dsp.messages import address_of
 from connector.engine.pool.error_codes import error_of
 from connector.errors import (
+    Absent,
     AddressRefused,
-    Busy,
+    ConnectorError,
+    Denied,
     EngineFailed,
-    HanseError,
     Limited,
-    NotFound,
     PeerFailed,
     PeerRefused,
     PeerUnreachable,
-    Refused,
+    Unavailable,
 )
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.store.tables import Transfer
@@ -128,7 +128,7 @@ async def test_a_private_address_is_pushed_to_only_where_the_operator_lists_it(
 async def test_more_than_the_consumer_takes_is_not_sent_again_and_again(provider: Provider, consumer: Receiver) -> None:
     pid = await consumer.transfer("urn:uuid:little")
     little = target(consumer, pid)
-    with pytest.raises(Refused, match="expected at most 1000000 bytes") as raised:
+    with pytest.raises(Denied, match="expected at most 1000000 bytes") as raised:
         await sent(provider, Target(little.endpoint, little.authorization, most=1_000_000))
     assert raised.value.code == "push_too_large"
     async with asyncio.timeout(60):
@@ -141,22 +141,20 @@ async def test_a_consumer_that_refuses_for_good_is_quoted(provider: Provider, co
     pid = await consumer.transfer("urn:uuid:media")
     await consumer.moved(pid, "STARTED")
     async with scripted(400, b'{"detail": "expected something else\\r\\n2026-01-01 all is well"}') as url:
-        with pytest.raises(
-            Refused, match=r"answered 400 .*: expected something else 2026-01-01 all is well$"
-        ) as raised:
+        with pytest.raises(Denied, match=r"answered 400 .*: expected something else 2026-01-01 all is well$") as raised:
             await sent(provider, Target(url))
     assert raised.value.code == "push_refused"
 
 
-ANSWERS: dict[int, type[HanseError]] = {
-    400: Refused, 403: Refused, 409: Refused, 413: Refused, 401: PeerRefused, 404: PeerRefused, 429: PeerRefused,
-    500: PeerRefused, 503: PeerRefused, 302: Refused, 308: Refused,
+ANSWERS: dict[int, type[ConnectorError]] = {
+    400: Denied, 403: Denied, 409: Denied, 413: Denied, 401: PeerRefused, 404: PeerRefused, 429: PeerRefused,
+    500: PeerRefused, 503: PeerRefused, 302: Denied, 308: Denied,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "kind"), ANSWERS.items())
 async def test_a_no_that_stays_is_told_from_one_that_may_change(
-    provider: Provider, status: int, kind: type[HanseError]
+    provider: Provider, status: int, kind: type[ConnectorError]
 ) -> None:
     async with scripted(status, b"<html>") as url:
         with pytest.raises(kind) as raised:
@@ -166,7 +164,7 @@ async def test_a_no_that_stays_is_told_from_one_that_may_change(
 
 @pytest.mark.parametrize("shown", ["Bearer \u00fc", "a\r\nX-Other: y"])
 async def test_what_no_header_can_carry_is_not_sent_again_and_again(provider: Provider, shown: str) -> None:
-    with pytest.raises(Refused, match="header"):
+    with pytest.raises(Denied, match="header"):
         await sent(provider, Target("https://sink.example", shown))
 
 
@@ -177,25 +175,25 @@ async def test_what_a_consumer_did_to_its_transfer_is_waited_for(provider: Provi
             await sent(provider, Target(url))
 
 
-FAILURES: dict[str, tuple[HanseError, type[HanseError]]] = {
+FAILURES: dict[str, tuple[ConnectorError, type[ConnectorError]]] = {
     # Its transfer is suspended by then, or pushed.
-    "what the party's facts rule out": (Refused("membership is not active", code="not_permitted"), Busy),
-    "other reads of the agreement": (Limited("1 read is running", code="concurrency"), Busy),
-    "a store that does not answer": (error_of("store_unreachable", {}), Busy),
-    "files that were replaced": (error_of("version_changed", {}), Busy),
-    "too little memory": (error_of("memory_limit", {}), Busy),
+    "what the party's facts rule out": (Denied("membership is not active", code="not_permitted"), Unavailable),
+    "other reads of the agreement": (Limited("1 read is running", code="concurrency"), Unavailable),
+    "a store that does not answer": (error_of("store_unreachable", {}), Unavailable),
+    "files that were replaced": (error_of("version_changed", {}), Unavailable),
+    "too little memory": (error_of("memory_limit", {}), Unavailable),
     "a worker that crashed": (error_of("worker_crashed", {}), EngineFailed),
-    "a database that is away": (Busy("the database does not answer now"), Busy),
+    "a database that is away": (Unavailable("the database does not answer now"), Unavailable),
     "uses that are spent": (Limited("the agreement allows 1 reads", code="count_spent"), Limited),
     "rows that are spent": (Limited("the agreement's rows are used up", code="quota_spent"), Limited),
-    "an agreement that has ended": (Refused("the agreement has ended", code="agreement_ended"), Refused),
-    "an agreement that is not known": (NotFound("no final agreement", code="no_agreement"), NotFound),
+    "an agreement that has ended": (Denied("the agreement has ended", code="agreement_ended"), Denied),
+    "an agreement that is not known": (Absent("no final agreement", code="no_agreement"), Absent),
 }
 
 
 @pytest.mark.parametrize(("failure", "kind"), FAILURES.values(), ids=FAILURES.keys())
 async def test_what_the_agreement_refuses_is_final_and_what_fails_here_is_not(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch, failure: HanseError, kind: type[HanseError]
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, failure: ConnectorError, kind: type[ConnectorError]
 ) -> None:
     async def fails(*_: Any, **__: Any) -> None:
         raise failure
@@ -213,7 +211,7 @@ async def test_a_file_that_was_replaced_is_waited_for_until_it_is_registered_ane
     async with scripted(200, b"") as url:
         await sent(provider, Target(url), name="replaced", path=path)
         data.parquet(path, 1_001)
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(Unavailable) as raised:
             await sent(provider, Target(url), name="replaced", path=path)
     assert raised.value.code == "version_changed"
 
@@ -221,7 +219,7 @@ async def test_a_file_that_was_replaced_is_waited_for_until_it_is_registered_ane
 async def test_rows_that_leave_only_as_sums_are_never_pushed(provider: Provider) -> None:
     """The gate says so, each time that it is asked."""
     async with scripted(200, b"") as url:
-        with pytest.raises(Refused):
+        with pytest.raises(Denied):
             await sent(provider, Target(url), policy=SUMS)
 
 
@@ -246,7 +244,7 @@ async def test_a_push_that_stops_with_its_connector_is_tried_again(
         await provider.reads.drain("the connector is shutting down", seconds=0)
 
     async with scripted(200, b"", first=draining) as url:
-        with pytest.raises(Busy):
+        with pytest.raises(Unavailable):
             await sent(provider, Target(url))
 
 
@@ -260,7 +258,7 @@ async def test_a_push_outlives_its_ticket_as_a_read_does(
     async def renewed(*given: Any) -> None:
         if left:
             left.pop()
-            raise Busy("the database does not answer now; try again in a moment")
+            raise Unavailable("the database does not answer now; try again in a moment")
         await renew(*given)
 
     async def slow(wait: Callable[[], Awaitable[Any]]) -> None:

@@ -19,7 +19,7 @@ from connector.dataplane.cache.stream_cache import PreparedStreams
 from connector.dataplane.push import push_sender
 from connector.dataplane.push.push_sender import push
 from connector.dataplane.push.target import Target
-from connector.errors import Busy, PeerUnreachable
+from connector.errors import PeerUnreachable, Unavailable
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from tests.support import provider, receiver
 from tests.support.provider import OWNER, Provider
@@ -186,7 +186,7 @@ async def test_a_file_that_is_cut_short_in_mid_push_is_not_sent_as_if_it_were_wh
         await until(lambda: slow.taken > 2**20)
         with files.open("r+b") as file:
             file.truncate(2**20)
-        with pytest.raises(Busy, match="a file of this version has changed since it was registered") as raised:
+        with pytest.raises(Unavailable, match="a file of this version has changed since it was registered") as raised:
             await sending
     assert raised.value.code == "version_changed"
     assert running.of_kind("ReadEnded")[-1].outcome == "broken"

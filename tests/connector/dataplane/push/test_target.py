@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connector.dataplane.push.target import Target
-from connector.errors import BadInput
+from connector.errors import Invalid
 
 URL = "https://sink.example/in"
 
@@ -42,7 +42,7 @@ def test_a_sink_is_read_in_both_namings(properties: dict[str, str], expected: Ta
     ids=str,
 )
 def test_a_sink_that_cannot_be_called_as_it_says_is_refused(properties: dict[str, str]) -> None:
-    with pytest.raises(BadInput, match="expected"):
+    with pytest.raises(Invalid, match="expected"):
         Target.of(URL, properties)
 
 
@@ -50,5 +50,5 @@ def test_the_job_of_a_push_is_read_within_limits() -> None:
     assert Target.of("https://a.example", {"hanse-job": "run-1"}).job == "run-1"
     assert len(Target.of("https://a.example", {"hanse-job": "x" * 1_000}).job) == 250
     for hostile in ("a\x1b[2J", "a\u202eb", "a\nb\x00"):
-        with pytest.raises(BadInput, match="without control characters"):
+        with pytest.raises(Invalid, match="without control characters"):
             Target.of("https://a.example", {"hanse-job": hostile})

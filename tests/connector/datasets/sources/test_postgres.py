@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from connector.errors import BadInput, Busy, Conflict, HanseError, NotFound, SourceUnreadable
+from connector.errors import Absent, ConnectorError, Invalid, SourceUnreadable, Unavailable, WrongState
 from tests.support import postgres
 from tests.support.owner import Owner, owning
 
@@ -211,7 +211,7 @@ async def test_a_free_numeric_gets_the_scale_that_its_owner_says_and_is_never_ro
 
 @pytest.mark.parametrize("scale", [-2, 39])
 async def test_a_scale_that_no_decimal_has_is_refused(owner: Owner, scale: int) -> None:
-    with pytest.raises(BadInput, match="expected numeric_scale to be -1 to 38") as raised:
+    with pytest.raises(Invalid, match="expected numeric_scale to be -1 to 38") as raised:
         await owner.add("scaled", "postgres://registry/free", numeric_scale=scale)
     assert raised.value.code == "option_invalid"
 
@@ -241,7 +241,7 @@ async def test_a_new_version_is_a_new_snapshot_with_what_changed(url: str, owner
     assert changes["rows"] == {"before": 9, "after": 10}
     assert changes["columns"]["x"]["null_share"] == {"before": 0.0, "after": 0.1}
     run(url, "ALTER TABLE t ADD COLUMN y text, ALTER COLUMN id TYPE bigint")
-    with pytest.raises(Conflict, match=r"id is BIGINT and was INTEGER; y \(VARCHAR\) is new"):
+    with pytest.raises(WrongState, match=r"id is BIGINT and was INTEGER; y \(VARCHAR\) is new"):
         await owner.registry.renew("t", "", by="test")
 
 
@@ -312,11 +312,11 @@ async def test_rows_are_those_that_policies_leave_whatever_a_function_makes_of_a
     assert version.source["report"].get("note", "").startswith("row-level") is not bool(function)
 
 
-REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
-    "no such table": ("postgres://registry/nothing", NotFound, "not_found"),
-    "a schema that nobody allowed": ("postgres://registry/pg_catalog/pg_authid", HanseError, "schema_not_allowed"),
-    "a database that nobody knows": ("postgres://other/t", HanseError, "database_unknown"),
-    "no table": ("postgres://registry/", HanseError, "bad_input"),
+REFUSED: dict[str, tuple[str, type[ConnectorError], str]] = {
+    "no such table": ("postgres://registry/nothing", Absent, "not_found"),
+    "a schema that nobody allowed": ("postgres://registry/pg_catalog/pg_authid", ConnectorError, "schema_not_allowed"),
+    "a database that nobody knows": ("postgres://other/t", ConnectorError, "database_unknown"),
+    "no table": ("postgres://registry/", ConnectorError, "bad_input"),
     "nobody there": ("postgres://gone/t", SourceUnreadable, "database_unreachable"),
     "not readable": ("postgres://limited/private", SourceUnreadable, "database_refused"),
     "a view that fails": ("postgres://registry/failing", SourceUnreadable, "view_failed"),
@@ -329,7 +329,7 @@ REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "a view that fails for its plan": ("postgres://registry/of_the_plan", SourceUnreadable, "view_failed"),
     "a view that raises": ("postgres://registry/raised", SourceUnreadable, "view_failed"),
     "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
-    "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
+    "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', Absent, "not_found"),
 }
 
 
@@ -441,7 +441,7 @@ async def test_a_draft_for_which_there_is_no_room_is_told_as_that_and_gone(url: 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 2**20, before[1]))
     try:
-        with pytest.raises(Busy, match="make room on the disk") as raised:
+        with pytest.raises(Unavailable, match="make room on the disk") as raised:
             await owner.add("large", "postgres://registry/large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

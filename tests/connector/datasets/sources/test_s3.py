@@ -25,7 +25,7 @@ from connector.datasets import object_store
 from connector.datasets.connections import Connections, Database
 from connector.datasets.object_store import Objects
 from connector.engine.pool.protocol import Job, Limits, Range, Ranges
-from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
+from connector.errors import Absent, ConnectorError, Invalid, SourceUnreadable, VersionChanged
 from tests.support import data, objectstore
 from tests.support.owner import Owner, owning
 
@@ -175,15 +175,15 @@ async def test_a_reader_that_leaves_stops_the_borrowing(s3: objectstore.Server, 
     assert (await archive.rows(version, "SELECT count(*) AS n FROM t"))["n"].to_pylist() == [100_000]
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any], type[HanseError], str]] = {
-    "no such object": ("s3://research/none/t.parquet", {}, NotFound, "not_found"),
-    "no such prefix": ("s3://research/none/", {}, NotFound, "not_found"),
-    "a bucket that nobody allowed": ("s3://other/t.parquet", {}, BadInput, "bucket_not_allowed"),
-    "a store that nobody knows": ("s3://research/t.parquet", {"store": "x"}, BadInput, "store_unknown"),
-    "a key with steps upwards": ("s3://research/one/../one/t.parquet", {}, BadInput, "bad_input"),
-    "a key with an empty part": ("s3://research/one//t.parquet", {}, BadInput, "bad_input"),
-    "a prefix with an empty part": ("s3://research/one//", {}, BadInput, "bad_input"),
-    "no bucket": ("s3:///t.parquet", {"store": "archive"}, BadInput, "bad_input"),
+REFUSED: dict[str, tuple[str, dict[str, Any], type[ConnectorError], str]] = {
+    "no such object": ("s3://research/none/t.parquet", {}, Absent, "not_found"),
+    "no such prefix": ("s3://research/none/", {}, Absent, "not_found"),
+    "a bucket that nobody allowed": ("s3://other/t.parquet", {}, Invalid, "bucket_not_allowed"),
+    "a store that nobody knows": ("s3://research/t.parquet", {"store": "x"}, Invalid, "store_unknown"),
+    "a key with steps upwards": ("s3://research/one/../one/t.parquet", {}, Invalid, "bad_input"),
+    "a key with an empty part": ("s3://research/one//t.parquet", {}, Invalid, "bad_input"),
+    "a prefix with an empty part": ("s3://research/one//", {}, Invalid, "bad_input"),
+    "no bucket": ("s3:///t.parquet", {"store": "archive"}, Invalid, "bad_input"),
     "not parquet": ("s3://research/probe", {}, SourceUnreadable, "not_parquet"),
 }
 
@@ -206,7 +206,7 @@ async def test_an_object_that_cannot_be_listed_is_named_and_ends_no_read_of_othe
         name, refs = await objects.find(f"s3://{objectstore.BUCKET}/p/", store="", suffixes=(".parquet",))
         keys.add(unfit)
         await objects.check(refs, store=name)
-        with pytest.raises(BadInput, match=re.escape(f"came {unfit!r}; rename that object")) as raised:
+        with pytest.raises(Invalid, match=re.escape(f"came {unfit!r}; rename that object")) as raised:
             await objects.find(f"s3://{objectstore.BUCKET}/p/", store="", suffixes=(".parquet",))
         assert raised.value.code == "bad_input"
         keys.remove("p/39.parquet")
@@ -276,7 +276,7 @@ async def test_what_the_store_does_not_give_is_no_damaged_file(
         raise getattr(obstore.exceptions, kind)("no")
 
     monkeypatch.setattr(object_store, "_get", fails)
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await archive.add("refusing", path)
     assert raised.value.code == code
 

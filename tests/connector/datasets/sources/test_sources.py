@@ -52,7 +52,7 @@ from connector.datasets.sources import (
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
-from connector.errors import BadInput, Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.errors import ConnectorError, Invalid, PathRefused, SourceUnreadable, Unavailable, VersionChanged
 from connector.store.tables import DatasetVersion
 from tests.suites import sources as suite
 from tests.support import data
@@ -415,7 +415,7 @@ async def test_bad_files_are_refused_at_registration(pool: Pool, tmp_path: Path,
         if source(kind).CONVERTED
         else Job(kind="profile", relations={"t": relation})
     )
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(job)
     assert raised.value.code == code or code is None
     assert not (tmp_path / "out.parquet").exists()
@@ -465,7 +465,7 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
     report = await pool.ask(job)
     assert (report["rows"], report["left_out_count"]) == (50, 1)
     assert report["left_out"][0]["line"] == 52
-    with pytest.raises(HanseError, match=r"came 1 or more: line 52 \(too many columns\); correct"):
+    with pytest.raises(ConnectorError, match=r"came 1 or more: line 52 \(too many columns\); correct"):
         await pool.ask(
             Job(
                 kind="convert",
@@ -485,7 +485,7 @@ async def test_a_bad_csv_line_counts_once_whatever_is_wrong_with_it(pool: Pool, 
     assert (report["rows"], report["left_out_count"]) == (50, 3)
     assert [(one["line"], one["column"]) for one in report["left_out"]] == [(52, "b"), (53, None), (54, "b")]
     few = data.relation("csv", path, tmp_path, skip_bad_lines=2)
-    with pytest.raises(HanseError, match="at most 2 unreadable lines, came 3 or more: line 52"):
+    with pytest.raises(ConnectorError, match="at most 2 unreadable lines, came 3 or more: line 52"):
         await pool.ask(replace(job, relations={"t": few}))
 
 
@@ -495,7 +495,7 @@ async def test_csv_lines_with_more_faults_than_are_told_of_are_too_many(pool: Po
     path.write_text("a,b\n" + "1,2\n" * 50 + "1,2" + ",3" * 500 + "\n" + "1\n" * 9)
     relation = data.relation("csv", path, tmp_path, skip_bad_lines=1)
     job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
-    with pytest.raises(HanseError, match="at most 1 unreadable line, came 1 or more: line 52"):
+    with pytest.raises(ConnectorError, match="at most 1 unreadable line, came 1 or more: line 52"):
         await pool.ask(job)
 
 
@@ -521,7 +521,7 @@ async def test_bad_lines_of_json_are_refused_by_number(pool: Pool, tmp_path: Pat
     path = tmp_path / f"t{ending}"
     path.write_bytes(write(b'{"a": 1}\n\n' + line + b'{"a": 3}\n' * 5000))
     job = _conversion(data.relation("jsonl", path, tmp_path), tmp_path)
-    with pytest.raises(HanseError, match=told) as raised:
+    with pytest.raises(ConnectorError, match=told) as raised:
         await pool.ask(job)
     assert raised.value.code == "lines_unreadable"
     assert not (tmp_path / "out.parquet").exists()
@@ -542,7 +542,7 @@ async def test_a_bad_line_of_many_json_files_is_told_with_its_file(pool: Pool, t
     folder.mkdir()
     for number in range(12):
         (folder / f"{number:02}.jsonl").write_text('{"a": 1}\n' + ("x\n" if number == 10 else ""))
-    with pytest.raises(HanseError, match=r"came 1 or more: line 2 of file 11 \(no json at character 1\); correct"):
+    with pytest.raises(ConnectorError, match=r"came 1 or more: line 2 of file 11 \(no json at character 1\); correct"):
         await pool.ask(_conversion(data.relation("jsonl", folder, tmp_path), tmp_path))
 
 
@@ -565,7 +565,9 @@ async def test_bad_csv_lines_of_many_files_are_each_told_with_their_file(pool: P
     assert (report["rows"], report["left_out_count"]) == (13, 3)
     assert report["files"][10]["name"] == "10.csv"
     few = data.relation("csv", folder, tmp_path, skip_bad_lines=2)
-    with pytest.raises(HanseError, match=r"came 3 or more: line 3 of file 2 \(too many columns\), line 3 of file 11 "):
+    with pytest.raises(
+        ConnectorError, match=r"came 3 or more: line 3 of file 2 \(too many columns\), line 3 of file 11 "
+    ):
         await pool.ask(replace(job, relations={"t": few}))
 
 
@@ -626,7 +628,7 @@ async def test_a_csv_file_of_which_no_form_is_found_is_named(pool: Pool, tmp_pat
 @worker
 async def test_damaged_csv_is_refused_as_damaged(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n" * 100)[:20])
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await registered(pool, "csv", tmp_path / "t.csv.gz", tmp_path)
     assert raised.value.code == "source_unreadable"
 
@@ -722,7 +724,7 @@ async def test_what_has_the_mark_of_thousands_elsewhere_is_no_number(pool: Pool,
 @pytest.mark.parametrize("name", ["date_format", "timestamp_format"])
 async def test_a_format_of_csv_that_is_none_is_refused_by_its_option(pool: Pool, tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text("id,at\n1,01.02.2024\n")
-    with pytest.raises(BadInput, match=f"expected {name} in the letters of strftime, .*, came '%d.%m.%Q'"):
+    with pytest.raises(Invalid, match=f"expected {name} in the letters of strftime, .*, came '%d.%m.%Q'"):
         await registered(pool, "csv", tmp_path / "t.csv", tmp_path, **{name: "%d.%m.%Q"})
 
 
@@ -746,7 +748,7 @@ async def test_a_format_of_csv_that_is_none_is_refused_by_its_option(pool: Pool,
 )
 def test_marks_of_csv_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
     (tmp_path / "t.csv").write_text("id\n1\n")
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(Invalid, match=says):
         source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options=options)
 
 
@@ -756,7 +758,7 @@ async def test_a_mark_of_csv_that_is_the_delimiter_of_its_file_is_refused(
     pool: Pool, tmp_path: Path, option: str
 ) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(BadInput, match=f"expected {option} and delimiter to have no sign in common, came ',' and ','"):
+    with pytest.raises(Invalid, match=f"expected {option} and delimiter to have no sign in common, came ',' and ','"):
         await registered(pool, "csv", tmp_path / "t.csv", tmp_path, **{option: ","})
 
 
@@ -765,14 +767,14 @@ async def test_a_mark_of_csv_that_is_the_delimiter_of_its_file_is_refused(
     [("csv", {"skip_bad_lines": -1}), ("csv", {"skip_lines": 10**20}), ("jsonl", {"max_depth": 10**20})],
 )
 def test_a_count_that_cannot_be_is_refused_by_its_option(kind: str, options: dict[str, int]) -> None:
-    with pytest.raises(BadInput, match=f"expected {next(iter(options))} to be [01] to 2147483647") as raised:
+    with pytest.raises(Invalid, match=f"expected {next(iter(options))} to be [01] to 2147483647") as raised:
         check_options(kind, options)
     assert raised.value.code == "option_invalid"
 
 
 def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id\n1\n")
-    with pytest.raises(BadInput, match="utf-8, latin-1, utf-16, came 'windows-1252'"):
+    with pytest.raises(Invalid, match="utf-8, latin-1, utf-16, came 'windows-1252'"):
         source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options={"encoding": "windows-1252"})
 
 
@@ -1426,13 +1428,13 @@ def test_a_file_swapped_for_a_link_after_registration_is_refused(tmp_path: Path)
         (errno.ENOENT, VersionChanged, "version_changed"),
         (errno.ESTALE, VersionChanged, "version_changed"),
         (errno.EACCES, SourceUnreadable, "source_unreadable"),
-        (errno.ENFILE, Busy, "file_unavailable"),
-        (errno.EIO, Busy, "file_unavailable"),
+        (errno.ENFILE, Unavailable, "file_unavailable"),
+        (errno.EIO, Unavailable, "file_unavailable"),
     ],
 )
 @pytest.mark.parametrize("call", ["open", "fstat"])
 def test_only_a_file_that_is_gone_is_told_as_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, expected: type[HanseError], code: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, expected: type[ConnectorError], code: str
 ) -> None:
     found = source_files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path])
 
@@ -1450,7 +1452,7 @@ def test_only_a_file_that_is_gone_is_told_as_changed(
 def test_what_we_have_made_and_is_not_here_may_be_at_another_process(tmp_path: Path) -> None:
     found = replace(source_files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path]), ours=True)
     (tmp_path / "t.parquet").unlink()
-    with pytest.raises(Busy, match="HANSE_CONVERTED_DIR"):
+    with pytest.raises(Unavailable, match="HANSE_CONVERTED_DIR"):
         source_files.open_pinned(found)
 
 
@@ -1460,7 +1462,7 @@ def test_want_of_descriptors_is_told_as_that_and_costs_none(tmp_path: Path) -> N
     os.close(next_one := os.open(tmp_path, os.O_RDONLY))
     resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, hard))
     try:
-        with pytest.raises(Busy, match="Too many open files"):
+        with pytest.raises(Unavailable, match="Too many open files"):
             source_files.open_pinned(found)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -1494,7 +1496,7 @@ def test_mixed_partitions_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_are_refused_by_name(kind: str, options: dict[str, Any], code: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(Invalid) as raised:
         read_options(kind, options)
     assert raised.value.code == code
 

@@ -25,7 +25,7 @@ from connector.datasets.sources import guess_kind, read_options, source
 from connector.engine.pool.protocol import Job
 from connector.engine.worker.read import duckdb_engine
 from connector.engine.worker.write.file_formats import FileFormatWriter
-from connector.errors import BadInput, Busy, SourceUnreadable
+from connector.errors import Invalid, SourceUnreadable, Unavailable
 
 
 def converted(
@@ -186,7 +186,7 @@ def test_a_format_of_moments_of_csv_alters_none(tmp_path: Path, name: str) -> No
     [{"timestamp_format": "%d.%m.%Y %Z"}, {"timestamp_format": "%d.%m. %H:%M"}, {"date_format": "%d.%m.%Y %H:%M"}],
 )
 def test_a_format_of_csv_that_would_lose_a_part_is_refused(tmp_path: Path, options: dict[str, str]) -> None:
-    with pytest.raises(BadInput, match="with a year and without") as raised:
+    with pytest.raises(Invalid, match="with a year and without") as raised:
         converted(tmp_path, "csv", "a\n1\n", **options)
     assert raised.value.code == "option_invalid"
 
@@ -374,7 +374,7 @@ def test_csv_in_latin_1_is_told_which_option_reads_it(tmp_path: Path, lines: int
 def test_a_full_disk_is_the_operators_and_no_fault_of_the_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     path.write_bytes(WRITTEN[kind])
-    with duckdb_engine.connect() as con, pytest.raises(Busy, match="make room on the disk") as raised:
+    with duckdb_engine.connect() as con, pytest.raises(Unavailable, match="make room on the disk") as raised:
         source(kind).convert(con, [str(path)], read_options(kind, {}), "/dev/full")
     assert raised.value.code == "disk_full"
 
@@ -552,7 +552,7 @@ def test_a_key_of_json_lines_may_have_the_name_that_the_engine_gives(tmp_path: P
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_depth_of_json_lines_that_cannot_be_is_refused(tmp_path: Path, depth: int) -> None:
-    with pytest.raises(BadInput, match=f"expected max_depth to be 1 or more, came {depth}"):
+    with pytest.raises(Invalid, match=f"expected max_depth to be 1 or more, came {depth}"):
         source("jsonl").find(str(tmp_path), roots=[tmp_path], options={"max_depth": depth})
 
 

@@ -17,7 +17,7 @@ from connector.engine.pool import pool as pools
 from connector.engine.pool.crash_log import LastWords, how_ended
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
-from connector.errors import Busy, EngineFailed
+from connector.errors import EngineFailed, Unavailable
 from tests.connector.engine.pool.test_pool import read
 from tests.support.waiting import until
 from tests.support.workers import running_as
@@ -72,7 +72,7 @@ async def test_of_a_worker_that_does_not_start_the_log_says_how_it_ended_and_why
 ) -> None:
     with running_as(program), capture_logs() as logs:
         async with Pool(tmp_path, size=1, warm=0, readable=[]) as pool:
-            with pytest.raises(Busy, match="expected a query worker to start, it did not; try again"):
+            with pytest.raises(Unavailable, match="expected a query worker to start, it did not; try again"):
                 await read(pool, report(numbers))
     found = told(logs)
     assert (found["code"], found["ended"], found["by"]) == ("start_failed", ended, "itself or the system")
@@ -93,7 +93,7 @@ worker.main()
 """
     with running_as(program), capture_logs() as logs:
         async with Pool(tmp_path, size=1, warm=0) as pool:
-            with pytest.raises(Busy):
+            with pytest.raises(Unavailable):
                 await read(pool, report(numbers))
     found = told(logs)
     assert (found["code"], found["ended"]) == ("start_late", "signal SIGABRT")

@@ -13,7 +13,7 @@ from connector.datasets.sources.source_files import FileRef
 from connector.engine.pool import protocol as wire
 from connector.engine.pool.error_codes import error_of
 from connector.engine.pool.object_lender import lend
-from connector.errors import Busy
+from connector.errors import Unavailable
 
 REF = FileRef("s3://bucket/t.parquet", 0, 0, 10, 0, "t.parquet", etag="x")
 
@@ -40,6 +40,6 @@ async def test_a_disk_without_room_for_blocks_is_told_as_that(times: int) -> Non
             told = await asyncio.wait_for(asyncio.to_thread(theirs.recv, 256), 60)
             error = error_of(told[1:].decode(), {})
             assert told[:1] == b"e"
-            assert isinstance(error, Busy)
+            assert isinstance(error, Unavailable)
             assert "make room" in error.message
     await asyncio.wait_for(lending, 60)

@@ -31,7 +31,7 @@ from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
 from connector.engine.pool.worker_process import Result, WorkerProcess
 from connector.engine.worker.read.job_files import readers
-from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
+from connector.errors import ConnectorError, EngineFailed, Limited, QueryInvalid, Unavailable, VersionChanged
 from tests.support import data
 from tests.support.clocks import hands
 from tests.support.own_name import changed
@@ -139,7 +139,7 @@ async def test_of_a_worker_that_does_not_start_whoever_waits_is_told_and_the_nex
     job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
     async with Pool(tmp_path, size=1, warm=0) as pool:
         monkeypatch.setattr(pool, "_allowed", "not what a worker understands")
-        with pytest.raises(Busy, match="expected a query worker to start"):
+        with pytest.raises(Unavailable, match="expected a query worker to start"):
             await read(pool, job)
         assert pool.processes == 0
         monkeypatch.setattr(pool, "_allowed", "null")
@@ -223,7 +223,7 @@ async def test_whoever_waits_for_a_worker_that_cleans_up_is_told_that_the_pool_c
         await cleaning(pool, job, monkeypatch)
         waiting = asyncio.ensure_future(read(pool, job))
         await until(lambda: pool._takers)
-    with pytest.raises(Busy, match="stopping"):
+    with pytest.raises(Unavailable, match="stopping"):
         await asyncio.wait_for(waiting, 60)
     assert pool.processes == 0
 
@@ -269,7 +269,7 @@ async def test_a_start_that_fails_ends_nothing_else(
             patched.setattr(pools, "asyncio", changed(asyncio, create_subprocess_exec=fails))
             pool._idle[0].kill("worker_crashed")
             await until(lambda: len(tried) > 2)
-            with pytest.raises(Busy, match=f"to start, it did not.*{said}"):
+            with pytest.raises(Unavailable, match=f"to start, it did not.*{said}"):
                 await read(pool, job)
         assert not watch.done()
         assert len((await read(pool, job))[0]) == data.ROWS
@@ -297,12 +297,12 @@ async def test_a_job_for_which_there_are_no_descriptors_costs_nobody_a_worker(
         with monkeypatch.context() as patched:
             lack(patched)
             for _ in range(2):
-                with pytest.raises(Busy, match=r"open more files \(Too many open files\)$"):
+                with pytest.raises(Unavailable, match=r"open more files \(Too many open files\)$"):
                     await read(pool, job)
         async with pool.run(replace(job, shared=True)) as result:
             with monkeypatch.context() as patched:
                 lack(patched)
-                with pytest.raises(Busy, match="open more files"):
+                with pytest.raises(Unavailable, match="open more files"):
                     await read(pool, replace(job, shared=True))
             assert len([frame async for frame in result]) > 0
         assert len((await read(pool, job))[0]) == data.ROWS
@@ -401,7 +401,7 @@ async def test_damaged_keys_are_a_coded_error(pool: Pool, numbers: Relation) -> 
     job = Job(
         relations={"t": numbers, "keys": Relation("", blob=0)}, sql="SELECT 1", blobs=(b"\xff\xff\xff\xff\x10" * 9,)
     )
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await read(pool, job)
     assert raised.value.code == "arrow_invalid"
 
@@ -432,7 +432,7 @@ async def test_damaged_keys_are_a_coded_error(pool: Pool, numbers: Relation) -> 
 async def test_errors_leave_as_codes_without_the_engines_words(
     pool: Pool, numbers: Relation, sql: str, code: str
 ) -> None:
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await read(pool, Job(relations={"t": numbers}, sql=sql))
     told = str(raised.value.problem())
     assert not any(word in told for word in ("name-", "passwd", "LINE", "Error:", "numbers.parquet", "2020-13"))
@@ -459,7 +459,7 @@ async def test_a_time_that_its_column_cannot_hold_is_told_in_words(pool: Pool, f
 )
 async def test_an_error_on_the_way_to_noise_is_like_any_other(pool: Pool, numbers: Relation, sql: str) -> None:
     noise = {"columns": {"rows": 1}, "keys": False, "rows": 1, "epsilon": 1.0, "delta": 1e-6}
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await read(pool, Job(relations={"t": numbers}, sql=sql, noise=noise))
     assert raised.value.code == "noise_failed"
 
@@ -670,12 +670,12 @@ async def test_too_many_waiting_jobs_are_turned_away(tmp_path: Path, numbers: Re
             first = asyncio.ensure_future(read(small, job))
             while not small._turns.waiting:
                 await asyncio.sleep(0)
-            with pytest.raises(Busy) as raised:
+            with pytest.raises(Unavailable) as raised:
                 await read(small, job)
             assert raised.value.code == "queue_full"
             with hands() as clock:
                 await clock.go_on(61.0)
-            with pytest.raises(Busy) as raised:
+            with pytest.raises(Unavailable) as raised:
                 await first
             assert raised.value.code == "queue_timeout"
 
@@ -690,7 +690,7 @@ def impatient(numbers: Relation, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, 
 
 async def asked_back(result: Result) -> None:
     """Its worker was taken from it, for another."""
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         [frame async for frame in result]
     assert raised.value.code == "worker_wanted"
 
@@ -743,7 +743,7 @@ async def test_a_consumer_who_has_all_workers_later_is_asked_for_one_then(
                 await asyncio.sleep(0)
             reading = asyncio.ensure_future(read(small, other))
             await asyncio.sleep(0.5)  # it has waited for long, and two consumers have one each
-        with suppress(Busy):  # it is the last of theirs, and may be the one that is ended
+        with suppress(Unavailable):  # it is the last of theirs, and may be the one that is ended
             await waiting
         assert (await reading)[0].num_rows
 
@@ -812,7 +812,7 @@ async def test_a_long_question_beside_streams_is_not_begun_anew_for_each_who_wai
         working = asyncio.ensure_future(read(small, replace(long, consumer="patient")))
         while len(small._busy) < 2:
             await asyncio.sleep(0)
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(Unavailable) as raised:
             await read(small, other)
         assert raised.value.code == "queue_timeout"
         assert not working.done()
@@ -858,11 +858,11 @@ async def test_a_check_that_takes_too_long_for_its_size_is_ended_for_who_waits(
             await asyncio.sleep(0)
         if seconds < 600:
             assert (await read(small, other))[0].num_rows
-            with pytest.raises(Busy) as raised:
+            with pytest.raises(Unavailable) as raised:
                 await checking
             assert raised.value.code == "worker_wanted"
         else:
-            with pytest.raises(Busy, match="no worker became free"):
+            with pytest.raises(Unavailable, match="no worker became free"):
                 await read(small, other)
             checking.cancel()
             await asyncio.wait((checking,))
@@ -880,7 +880,7 @@ async def test_a_worker_is_not_taken_from_who_has_one_or_works_for_the_operator(
             job = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer=name)
             running.append(await open_.enter_async_context(small.run(job)))
             await anext(running[-1])
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(Unavailable) as raised:
             await read(small, other)
         assert raised.value.code == "queue_timeout"
         assert [(await anext(one)).rows > 0 for one in running] == [True, True]
@@ -1036,7 +1036,7 @@ async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(
 
 
 async def test_unknown_kinds_of_job_are_refused(pool: Pool) -> None:
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(Job(kind="shell"))
     assert raised.value.code == "job_invalid"
 

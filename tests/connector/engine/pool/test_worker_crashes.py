@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from tests.connector.engine.pool.test_pool import read
 from tests.support import data
 from tests.support.waiting import until
@@ -110,7 +110,7 @@ async def test_a_session_that_cannot_say_why_it_ends_ends_alone(
                 first = await anext(safe)
                 flag = safe._worker.folder / how
                 flag.touch()
-                with pytest.raises(HanseError) as raised:
+                with pytest.raises(ConnectorError) as raised:
                     await read(pool, scan(numbers, how))
                 flag.unlink()
                 assert raised.value.code == code

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Relation
-from connector.errors import HanseError, Limited
+from connector.errors import ConnectorError, Limited
 from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -97,7 +97,7 @@ async def test_one_workers_directory_is_out_of_reach_of_the_other(
         planted = spilled(work)[0].parent / "planted.parquet"
         shutil.copy(folder / "numbers.parquet", planted)
         other = data.relation("parquet", planted, work)
-        with pytest.raises(HanseError) as closed:
+        with pytest.raises(ConnectorError) as closed:
             async with narrow.run(Job(relations={"t": other}, sql="SELECT id FROM t")):
                 pass
     assert "may not be read" in closed.value.message

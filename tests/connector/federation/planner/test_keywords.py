@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from policies.enforce import keywords
 from tests.support.federation import Federation, difference
 
@@ -43,7 +43,7 @@ def test_each_word_that_is_not_reserved_is_a_name_in_a_federated_question(part: 
                 continue
             try:
                 found = difference(over.ask(sql).rows, expected, ordered=" ORDER BY " in sql)
-            except HanseError as refused:
+            except ConnectorError as refused:
                 found = str(refused)
             if found:
                 wrong.append((sql, found))
@@ -56,7 +56,7 @@ def test_a_reserved_word_is_refused_by_its_name(word: str) -> None:
     over = Federation("own")
     over.add("own", "t", pa.table({"k": [1], word: [2]}))
     try:
-        with pytest.raises(HanseError, match=word):
+        with pytest.raises(ConnectorError, match=word):
             over.ask(f"SELECT k + {word} FROM own.t")
         assert over.ask(f'SELECT t.{word}, "{word}" AS b, k AS {word} FROM own.t').rows == [(2, 2, 1)]
     finally:

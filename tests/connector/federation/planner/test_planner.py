@@ -20,7 +20,7 @@ import yaml
 from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset, Space
 
-from connector.errors import HanseError, QueryInvalid, Refused
+from connector.errors import ConnectorError, Denied, QueryInvalid
 from connector.federation import plan_text
 from connector.federation.planner import placement, sql_text
 from connector.federation.planner.model import DataLayout, Mode, TableColumn, TableInfo
@@ -297,13 +297,13 @@ def test_what_is_counted_by_the_row_is_asked_for_few_however_small_it_is() -> No
 REFUSED = [
     (
         "SELECT age FROM north.census c JOIN north.drugs d ON d.drug = c.age",
-        Refused,
+        Denied,
         "aggregate_only",
         "cannot be joined",
     ),
-    ('SELECT age, income FROM "all".census', Refused, "aggregate_only", "aggregates only"),
-    ('SELECT max(income) FROM "all".census', Refused, "aggregate_only", "COUNT, SUM and AVG of income"),
-    ('SELECT count(*) FROM "all".census WHERE income > 3', Refused, "aggregate_only", "by age, sex"),
+    ('SELECT age, income FROM "all".census', Denied, "aggregate_only", "aggregates only"),
+    ('SELECT max(income) FROM "all".census', Denied, "aggregate_only", "COUNT, SUM and AVG of income"),
+    ('SELECT count(*) FROM "all".census WHERE income > 3', Denied, "aggregate_only", "by age, sex"),
     ('SELECT count(DISTINCT person) FROM "all".census', QueryInvalid, "column_unknown", "asked alone"),
     ("SELECT a.x FROM north.drugs a", QueryInvalid, "column_unknown", "x"),
     ("SELECT drug FROM north.drugs, south.trials", QueryInvalid, "column_unknown", "drug"),
@@ -522,7 +522,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("sql", "kind", "code", "words"), REFUSED, ids=[sql for sql, *_ in REFUSED])
 def test_what_cannot_be_planned_is_refused_with_the_reason(
-    sql: str, kind: type[HanseError], code: str, words: str
+    sql: str, kind: type[ConnectorError], code: str, words: str
 ) -> None:
     with pytest.raises(kind) as refused:
         plan(sql, plan_cases.schema(), across_agreements=True)

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from policies.contracts.columns import fold
 from policies.errors import QueryRefused
 from tests.support import gate
@@ -72,7 +72,7 @@ def test_a_refusal_shows_names_as_they_are_written(bench: gate.Bench, federation
     sql = question.format(t="own.weather")
     told = []
     for ask in (bench.ask, federation.ask):
-        with pytest.raises((QueryRefused, HanseError)) as refused:
+        with pytest.raises((QueryRefused, ConnectorError)) as refused:
             ask(sql)
         told.append(str(refused.value))
     assert [respelled(message, sql) for message in told] == [[], []], told
@@ -82,7 +82,7 @@ def test_a_name_that_is_stored_in_small_letters_stays_so() -> None:
     over = Federation("own")
     over.add("own", "weather", pa.table({"temp": pa.array([1])}))
     try:
-        with pytest.raises(HanseError, match=r"Wron.* readable columns: temp$"):
+        with pytest.raises(ConnectorError, match=r"Wron.* readable columns: temp$"):
             over.ask("SELECT TEMP FROM own.weather WHERE Wron > 1")
     finally:
         over.close()

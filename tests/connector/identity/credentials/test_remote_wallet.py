@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from connector.errors import AddressPrivate, Busy, PeerNonsense, PeerUnreachable
+from connector.errors import AddressPrivate, PeerNonsense, PeerUnreachable, Unavailable
 from connector.identity.credentials.remote_wallet import RemoteWallet
 from tests.connector.identity.credentials.world import HOLDER, US, World
 
@@ -55,7 +55,7 @@ async def test_a_token_is_asked_for_one_receiver_with_scopes_or_a_token(
      {"access_token": "a.b.c\r\nx: y"}, AddressPrivate("10.0.0.1"), PeerUnreachable("gone"), PeerNonsense("endless")],
 )  # fmt: skip
 async def test_a_service_that_signs_nothing_ends_no_negotiation(tmp_path: Path, page: Any) -> None:
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(Unavailable) as caught:
         await wallet(tmp_path, page)[0].sign(HOLDER)
     assert "s3cret" not in caught.value.message + caught.value.private
 
@@ -63,6 +63,6 @@ async def test_a_service_that_signs_nothing_ends_no_negotiation(tmp_path: Path, 
 @pytest.mark.parametrize("secret", ["", "\n", "x" * 5_000, "é"])
 async def test_a_secret_that_cannot_be_read_is_named(tmp_path: Path, secret: str) -> None:
     ours, service = wallet(tmp_path, {"access_token": "a.b.c"}, secret)
-    with pytest.raises(Busy, match="HANSE_STS_SECRET_FILE"):
+    with pytest.raises(Unavailable, match="HANSE_STS_SECRET_FILE"):
         await ours.sign(HOLDER)
     assert service.calls == []

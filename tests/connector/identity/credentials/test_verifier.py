@@ -15,12 +15,12 @@ import pytest
 from connector.errors import (
     AddressPrivate,
     AddressRefused,
-    BadInput,
-    Busy,
+    Invalid,
     NameUnknown,
     PeerNonsense,
     PeerUnreachable,
-    Unauthenticated,
+    Unavailable,
+    Unproven,
 )
 from connector.identity.credentials import status_list
 from connector.identity.credentials import verifier as verifier_module
@@ -260,7 +260,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())
 async def test_what_is_wrong_is_refused_without_a_reason_for_the_caller(changes: dict[str, Any], profile: str) -> None:
     world = made(profile, changes)
-    with pytest.raises(Unauthenticated) as caught:
+    with pytest.raises(Unproven) as caught:
         await identity(world).authenticate(header())
     assert caught.value.message == verifier_module._REFUSED
     assert caught.value.private
@@ -280,7 +280,7 @@ LATER: dict[str, dict[str, Any]] = {
 @pytest.mark.hostile
 @pytest.mark.parametrize("changes", LATER.values(), ids=LATER.keys())
 async def test_what_cannot_be_checked_now_is_no_verdict(changes: dict[str, Any]) -> None:
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(Unavailable) as caught:
         await identity(made(V1, changes)).authenticate(header())
     assert caught.value.message == verifier_module._LATER
 
@@ -290,7 +290,7 @@ async def test_all_calls_together_have_one_time_limit() -> None:
     world.on_query = lambda: asyncio.Event().wait()
     asked = verifier(world)
     asked.seconds = 0.01
-    with pytest.raises(Busy, match="cannot be checked now"):
+    with pytest.raises(Unavailable, match="cannot be checked now"):
         await asked.verify(HOLDER, "opaque")
 
 
@@ -302,10 +302,10 @@ TOKENS: dict[str, Any] = {"none": None, "empty": "", "a number": 5, "a list": ["
 async def test_a_token_that_grants_no_query_causes_none(token: Any) -> None:
     world = World()
     if token == "x" * 8193:
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await verifier(world).verify(HOLDER, token)
     else:
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await identity(world).authenticate(header(token))
     assert QUERY not in world.calls
 
@@ -324,7 +324,7 @@ FORGED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED.keys())
 async def test_a_stranger_cannot_make_us_query(changes: dict[str, Any]) -> None:
     world = World()
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await identity(world).authenticate(header(**changes))
     assert QUERY not in world.calls
 
@@ -334,7 +334,7 @@ async def test_a_replayed_token_causes_no_second_query() -> None:
     world, text = World(), header()
     us = identity(world)
     await us.authenticate(text)
-    with pytest.raises(Unauthenticated, match="used before"):
+    with pytest.raises(Unproven, match="used before"):
         await us.authenticate(text)
     assert world.calls.count(QUERY) == 1
 
@@ -360,7 +360,7 @@ async def test_what_is_refused_later_takes_back_what_was_presented_before() -> N
     await asked.verify(HOLDER, "opaque")
     assert await asked.find_current(HOLDER)
     world.changes = {"vc": {"exp": int(NOW - 1)}}
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await asked.verify(HOLDER, "opaque")
     assert await asked.find_current(HOLDER) == ()
 
@@ -394,7 +394,7 @@ async def test_a_withdrawn_credential_lets_its_holder_in_no_more(monkeypatch: py
     assert (world.calls.count(QUERY), world.calls.count(LIST)) == (2, 1)
     world.bits[0] = 1
     now[0] += 20
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await asked.verify(HOLDER, "opaque")
     assert await asked.find_current(HOLDER) == ()
 
@@ -406,7 +406,7 @@ async def test_an_expired_credential_lets_its_holder_in_no_more(monkeypatch: pyt
     asked = verifier(world, {"presentation_seconds": 60})
     await asked.verify(HOLDER, "opaque")
     monkeypatch.setattr(verifier_module, "time", changed(time, time=lambda: now + 45))
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await asked.verify(HOLDER, "opaque")
 
 
@@ -430,7 +430,7 @@ async def test_who_must_present_credentials_is_in_the_rules(rules: dict[str, Any
 @pytest.mark.hostile
 async def test_a_peer_that_must_present_credentials_cannot_leave_them_out() -> None:
     rules = {"credentials": "optional", "peers": {HOLDER: {"credentials": "required"}}}
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unproven):
         await identity(World(), rules).authenticate(header(None))
 
 
@@ -447,7 +447,7 @@ async def test_compatibility_is_for_the_named_peer_alone() -> None:
         try:
             assert (await identity(World(V2, **changes), rules).authenticate(header())).credentials
             assert accepted
-        except Unauthenticated:
+        except Unproven:
             assert not accepted
 
 
@@ -459,7 +459,7 @@ async def test_each_scope_must_be_covered() -> None:
     rules = {"scopes": ["MembershipCredential", "org.eclipse.dspace.dcp.vc.id:urn:uuid:1:read"]}
     assert (await identity(World(), rules).authenticate(header())).credentials
     for more in ("RoleCredential", "org.eclipse.dspace.dcp.vc.id:urn:uuid:2"):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unproven):
             await identity(World(), {"scopes": ["MembershipCredential", more]}).authenticate(header())
 
 
@@ -507,7 +507,7 @@ RULES_WRONG = {
 def test_rules_that_cannot_be_read_stop_the_start(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(text)
-    with pytest.raises(BadInput, match="HANSE_CREDENTIAL_RULES"):
+    with pytest.raises(Invalid, match="HANSE_CREDENTIAL_RULES"):
         load_rules(path)
 
 
@@ -515,5 +515,5 @@ def test_rules_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("{issuers: {'did:web:a': [A]}, scopes: [A]}")
     assert load_rules(path).trusts("did:web:a", "A")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(Invalid, match="cannot be read"):
         load_rules(tmp_path / "none.yaml")

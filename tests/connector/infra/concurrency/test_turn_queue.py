@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.concurrency.turn_queue import TurnQueue
 
 
@@ -15,7 +15,7 @@ async def test_one_consumer_takes_no_more_than_half_of_the_line() -> None:
     await turns.take("greedy")
     greedy = [asyncio.ensure_future(turns.take("greedy")) for _ in range(3)]
     other = asyncio.ensure_future(turns.take("other"))
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(Unavailable) as raised:
         await greedy[2]
     assert raised.value.code == "queue_full"
     for holder in ("greedy", "greedy", "other"):
@@ -44,6 +44,6 @@ async def test_one_consumer_has_no_more_places_than_each_may() -> None:
 async def test_who_has_waited_before_waits_for_what_is_left_and_hears_what_was_missing() -> None:
     turns = TurnQueue(1, waiting=4, wait_seconds=60.0, what="turn to describe a read")
     await turns.take("one")
-    with pytest.raises(Busy, match="no turn to describe a read became free") as raised:
+    with pytest.raises(Unavailable, match="no turn to describe a read became free") as raised:
         await turns.take("two", seconds=0.01)
     assert raised.value.code == "queue_timeout"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.infra.http.form import parse_form
 
 
@@ -17,5 +17,5 @@ def test_fields_come_by_name_and_empty_ones_are_left_out() -> None:
     "body", [b"a=1&a=1", b"a=1&a=", b"a=1&%61=2", b"a", b"\xff=1", b"&".join(b"f%d=1" % number for number in range(17))]
 )
 def test_a_doubled_field_too_many_and_what_is_no_form_are_refused(body: bytes) -> None:
-    with pytest.raises(BadInput, match="expected"):
+    with pytest.raises(Invalid, match="expected"):
         parse_form(body)

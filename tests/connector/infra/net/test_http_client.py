@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from connector.errors import AddressPrivate, AddressRefused, HanseError, NameUnknown, PeerNonsense, PeerUnreachable
+from connector.errors import AddressPrivate, AddressRefused, ConnectorError, NameUnknown, PeerNonsense, PeerUnreachable
 from connector.infra.net import http_client, resolver
 from connector.infra.net.http_client import AddressGuard, HttpClient, is_public
 from tests.support.certificates import self_signed, server_side
@@ -148,7 +148,7 @@ async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_
     ("said", "kind"), [(socket.EAI_NONAME, NameUnknown), (socket.EAI_AGAIN, PeerUnreachable)], ids=["no", "later"]
 )
 async def test_a_name_that_no_server_knows_is_told_from_servers_that_do_not_know_now(
-    monkeypatch: pytest.MonkeyPatch, said: int, kind: type[HanseError]
+    monkeypatch: pytest.MonkeyPatch, said: int, kind: type[ConnectorError]
 ) -> None:
     def resolve(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(said, "as it says")
@@ -224,7 +224,7 @@ def chunks(size: int, many: int) -> bytes:
     return (b"%x\r\n" % size + b"x" * size + b"\r\n") * many
 
 
-HOSTILE: dict[str, tuple[bytes, type[HanseError]]] = {
+HOSTILE: dict[str, tuple[bytes, type[ConnectorError]]] = {
     "more bytes than the limit": (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 20_000, PeerNonsense),
     "a length that is not there": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nshort", PeerUnreachable),
     "no protocol at all": (b"\x00\x01\x02 hello\r\n\r\n", PeerUnreachable),
@@ -309,7 +309,7 @@ async def test_what_comes_before_an_answer_and_after_its_body_keeps_nobody_waiti
     waiting = asyncio.ensure_future(look(time.thread_time()))
     for name in ("interim answers without an end", "very many trailers"):
         async with server(reply(HOSTILE[name][0])) as port:
-            with pytest.raises(HanseError):
+            with pytest.raises(ConnectorError):
                 await net.call("GET", f"http://127.0.0.1:{port}/")
     waiting.cancel()
     assert longest < 0.1, f"the loop stood still for {longest:.3f} s of processor time"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import Busy
+from connector.errors import Unavailable
 from connector.infra.net import resolver
 from connector.infra.net.http_client import AddressGuard
 from connector.infra.net.resolver import NameResolver
@@ -57,7 +57,7 @@ async def test_names_that_hang_keep_nobody_of_another_circle_waiting(
             hanging += [asyncio.create_task(names.addresses(f"{n}.{who}.{SLOW}", 443)) for n in range(resolver._EACH)]
     await until(lambda: _threads() == resolver._PLACES)
     began = time.monotonic()
-    with resolver.use_group("strangers", "one.more.example"), pytest.raises(Busy, match="too many names"):
+    with resolver.use_group("strangers", "one.more.example"), pytest.raises(Unavailable, match="too many names"):
         await names.addresses("fast.example", 443)
     assert await names.addresses("fast.example", 443) == ["203.0.113.9"]
     with resolver.use_group("known", "did:web:member.example"):
@@ -97,7 +97,7 @@ async def test_beside_a_look_up_that_hangs_another_is_made(server: Event, monkey
     monkeypatch.setattr(resolver, "_SECONDS", 0.05)
     names = NameResolver()
     for _ in range(2):
-        with pytest.raises(Busy, match="in time"):
+        with pytest.raises(Unavailable, match="in time"):
             await names.addresses(SLOW, 443)
         await asyncio.sleep(resolver._SECONDS)  # it hangs for as long as that by now
     assert _threads() == 2
@@ -116,9 +116,9 @@ async def test_who_leaves_leaves_the_place_taken_until_the_look_up_has_ended(
     monkeypatch.setattr(resolver, "_SECONDS", 0.05)
     names = NameResolver()
     for number in range(resolver._EACH):
-        with resolver.use_group("strangers", "a.example"), pytest.raises(Busy, match="in time"):
+        with resolver.use_group("strangers", "a.example"), pytest.raises(Unavailable, match="in time"):
             await names.addresses(f"{number}.{SLOW}", 443)
-    with resolver.use_group("strangers", "a.example"), pytest.raises(Busy, match="too many names"):
+    with resolver.use_group("strangers", "a.example"), pytest.raises(Unavailable, match="too many names"):
         await names.addresses("fast.example", 443)
     server.set()
     await until(lambda: not _threads())

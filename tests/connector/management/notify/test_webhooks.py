@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.protocol_client import ProtocolClient
-from connector.errors import BadInput, MessageInvalid, NotFound, PeerUnreachable
+from connector.errors import Absent, Invalid, MessageInvalid, PeerUnreachable
 from connector.events import DecisionNeeded, NegotiationAdvanced
 from connector.infra.net.http_client import AddressGuard, Reply
 from connector.management.notify.webhooks import Webhooks, signature
@@ -119,9 +119,9 @@ async def test_a_delivery_is_stored_with_its_event_or_not_at_all(sqlite_store: S
 
         def fails(tx: Transaction) -> None:
             tx.publish(advanced("AGREED"))
-            raise NotFound("no")
+            raise Absent("no")
 
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await sqlite_store.write(fails)
         assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 0
         await sqlite_store.write(lambda tx: tx.publish(advanced("AGREED")))
@@ -137,7 +137,7 @@ async def test_a_removed_webhook_gets_nothing_more(sqlite_store: Store) -> None:
         await webhooks.remove(hook.id, by="admin")
         assert await webhooks.all() == []
         assert await sqlite_store.read(lambda tx: tx.outbox.count_waiting()) == 0
-        with pytest.raises(NotFound):
+        with pytest.raises(Absent):
             await webhooks.remove(hook.id, by="admin")
 
 
@@ -166,7 +166,7 @@ async def test_there_are_not_endlessly_many(sqlite_store: Store) -> None:
     async with hooks(sqlite_store, Receiver()) as webhooks:
         for i in range(100):
             await webhooks.add(url=f"{URL}/{i}", kinds=["DecisionNeeded"], by="admin")
-        with pytest.raises(BadInput, match="at most 100"):
+        with pytest.raises(Invalid, match="at most 100"):
             await webhooks.add(url=URL, kinds=["DecisionNeeded"], by="admin")
 
 

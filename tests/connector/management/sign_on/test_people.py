@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey, OctKey
 
 from connector.app import management_app
 from connector.audit.log import Filter
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.events import Event, LogRead, TokenIssued
 from connector.identity.openid.login import LoginClient, Provider
 from connector.infra.net.http_client import HttpClient
@@ -415,7 +415,7 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("text", "reason"), BAD_FILES)
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    with pytest.raises(BadInput, match=reason):
+    with pytest.raises(Invalid, match=reason):
         read_sign_on_file(written(tmp_path, text))
 
 
@@ -428,5 +428,5 @@ def written(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     assert [one.name for one in read_sign_on_file(written(tmp_path, FILE)).providers] == ["clinic"]
-    with pytest.raises(BadInput, match="chmod 600"):
+    with pytest.raises(Invalid, match="chmod 600"):
         read_sign_on_file(written(tmp_path, FILE, 0o644))

@@ -20,7 +20,7 @@ from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 
 from connector.app import management_app
 from connector.audit.log import Filter
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.events import TokenIssued
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import Tokens
@@ -306,7 +306,7 @@ def test_a_file_with_unfit_services_is_refused(tmp_path: Path, entry: dict[str, 
     file = tmp_path / "sign-on.yaml"
     file.write_text(json.dumps({"services": [{"name": "a", "scopes": ["read"], **entry}]}))
     file.chmod(0o600)
-    with pytest.raises(BadInput):
+    with pytest.raises(Invalid):
         read_sign_on_file(file)
 
 
@@ -314,5 +314,5 @@ def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
     file, one = tmp_path / "sign-on.yaml", {"name": "a", "scopes": ["read"], "jwks": public(KEY)}
     file.write_text(json.dumps({"services": [one, one]}))
     file.chmod(0o600)
-    with pytest.raises(BadInput, match="same twice"):
+    with pytest.raises(Invalid, match="same twice"):
         read_sign_on_file(file)

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from connector.errors import BadInput, Unauthenticated
+from connector.errors import Invalid, Unproven
 from connector.events import Event, TokenIssued
 from connector.management.sign_on.auth import Tokens
 from connector.store import Store
@@ -31,7 +31,7 @@ async def test_the_last_good_admin_cannot_be_ended_and_one_that_has_expired_is_n
     await tokens.issue("backup", ["admin"], by="admin", days=1)
     await tokens.issue("reader", ["read"], by="admin")
     await expire(sqlite_store, "backup")
-    with pytest.raises(BadInput, match="last token with the scope admin that is good now"):
+    with pytest.raises(Invalid, match="last token with the scope admin that is good now"):
         await tokens.revoke("admin", by="admin")
     await tokens.revoke("backup", by="admin")
     assert [row.name for row in await tokens.list()] == ["admin", "reader"]
@@ -63,9 +63,9 @@ async def test_a_token_that_another_process_has_ended_is_good_for_nothing_here(m
         thief = await here.issue("thief", ["admin"], by="admin")
         assert (await there.caller(thief)).name == "thief"
         await here.revoke("thief", by="admin")
-        with pytest.raises(Unauthenticated, match="not known here"):
+        with pytest.raises(Unproven, match="not known here"):
             await there.caller(thief)
-        with pytest.raises(Unauthenticated, match="has just ended"):  # who was let in before it ended
+        with pytest.raises(Unproven, match="has just ended"):  # who was let in before it ended
             await there.issue("again", ["admin"], by="thief")
         assert [row.name for row in await here.list()] == ["admin"]
 
@@ -80,7 +80,7 @@ async def test_two_that_end_a_token_at_once_leave_an_admin(migrated_url: str) ->
             first, second = (row.name for row in await here.list())
             ends = here.revoke(first, by="test"), there.revoke(second, by="test")
             said = [type(end) for end in await asyncio.gather(*ends, return_exceptions=True)]
-            assert said.count(BadInput) == len(await here.list()) == 1
+            assert said.count(Invalid) == len(await here.list()) == 1
 
 
 async def test_processes_that_start_together_make_one_token_which_is_the_one_handed_over(migrated_url: str) -> None:

@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey
 
 from connector.app import management_app
 from connector.audit.log import Filter
-from connector.errors import BadInput
+from connector.errors import Invalid
 from connector.events import Event, TokenIssued
 from connector.infra.net.http_client import HttpClient
 from connector.management.sign_on.auth import Tokens
@@ -255,5 +255,5 @@ def test_an_administrators_scope_is_for_no_workload(tmp_path: Path) -> None:
     file = tmp_path / "sign-on.yaml"
     file.write_text("workloads:\n- {name: a, issuer: i, audience: h, subjects: {x: [admin]}}\n")
     file.chmod(0o600)
-    with pytest.raises(BadInput, match="expected scopes among read, consume, metrics"):
+    with pytest.raises(Invalid, match="expected scopes among read, consume, metrics"):
         read_sign_on_file(file)

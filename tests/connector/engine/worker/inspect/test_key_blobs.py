@@ -11,7 +11,7 @@ from connector.engine.pool.error_codes import Coded
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Relation
 from connector.engine.worker.inspect import untrusted_arrow
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 
 
 def _keys(column: pa.Array) -> bytes:
@@ -74,7 +74,7 @@ async def test_runs_of_keys_are_refused_by_a_worker(pool: Pool) -> None:
     body = _keys(RUNS)
     assert len(body) < 600
     job = Job(relations={"k": Relation("", blob=0, columns=("k",))}, sql="SELECT count(*) FROM k", blobs=(body,))
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         async with pool.run(job):
             pass
     assert (raised.value.status, raised.value.code) == (400, "arrow_repeats")

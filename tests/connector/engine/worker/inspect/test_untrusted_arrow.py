@@ -21,7 +21,7 @@ from connector.engine.pool.error_codes import Coded, error_of
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import IN_PLACE, LOADED, TRAILER_KEY, Job, Limits, Relation
 from connector.engine.worker.inspect import untrusted_arrow
-from connector.errors import HanseError
+from connector.errors import ConnectorError
 from tests.support import data
 from tests.support.digested import digest_before
 
@@ -94,7 +94,7 @@ async def test_dictionaries_that_change_are_not_for_the_engine(pool: Pool, folde
             writer.write_batch(pa.record_batch({"a": part}))
     blobs, arguments = (sink.getvalue().to_pybytes(),), {"path": str(folder / "no"), "once": True}
     assert (await pool.ask(Job(kind="check_arrow", blobs=blobs)))["rows"] == 5
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(Job(kind="check_arrow", blobs=blobs, arguments=arguments))
     assert raised.value.code == "arrow_invalid"
     assert not (folder / "no").exists()
@@ -127,7 +127,7 @@ async def test_a_stream_without_its_end_record_is_told_from_a_whole_one(pool: Po
     ],
 )
 async def test_what_is_not_a_whole_stream_is_refused(pool: Pool, body: bytes) -> None:
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(Job(kind="check_arrow", blobs=(body,)))
     assert raised.value.code == "arrow_invalid"
 
@@ -145,7 +145,7 @@ async def test_the_digest_is_that_of_every_byte_before_the_end_record(pool: Pool
 
 
 async def test_more_rows_than_allowed_are_not_read(pool: Pool) -> None:
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(Job(kind="check_arrow", blobs=(stream(),), limits=Limits(rows=700)))
     assert raised.value.code == "rows_limit"
 
@@ -160,7 +160,7 @@ async def test_damaged_streams_never_take_the_worker_with_them_unnoticed(pool: P
             body[chance.randrange(len(body) if chance.random() < 0.3 else 2000)] = chance.randrange(256)
         try:
             await pool.ask(Job(kind="check_arrow", blobs=(bytes(body),), limits=Limits(seconds=10, memory_mb=256)))
-        except HanseError as error:
+        except ConnectorError as error:
             codes.add(error.code)
     assert "arrow_invalid" in codes
     assert codes <= {"arrow_invalid", "worker_crashed", "memory_limit", "engine_failed"}
@@ -275,12 +275,12 @@ UNSOUND = [
 async def test_one_answer_that_is_not_whole_fails_all_that_are_read_with_it(
     pool: Pool, folder: Path, body: bytes, code: str
 ) -> None:
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(reading(folder, answer(SHARES[1]), body))
     assert raised.value.code == code
     relations = {name: Relation("", answers=(blob,), columns=("id", "v")) for blob, name in enumerate(("good", "bad"))}
     job = Job(relations=relations, sql="SELECT 1", blobs=(answer(SHARES[1]), body), once=True)
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         async with pool.run(job):
             pass
     assert raised.value.code == code
@@ -329,11 +329,11 @@ async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder
     body = sink.getvalue()
     assert len(body) < 2**17
     relations = {"t": Relation("", answers=(0,), columns=("id",))}
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         async with pool.run(Job(relations=relations, sql="SELECT 1", blobs=(body,), once=True)):
             pass
     assert raised.value.code == "arrow_too_large"
-    with pytest.raises(HanseError) as raised:
+    with pytest.raises(ConnectorError) as raised:
         await pool.ask(reading(folder, body, names=("id",)))
     assert raised.value.code == "arrow_too_large"
 
@@ -346,14 +346,14 @@ async def test_what_unfolds_to_more_than_a_job_may_have_is_too_much_and_not_dama
     body = bytes(sink.getvalue().to_pybytes())
     assert len(body) < 2**15
     for job in (Job(kind="check_arrow", blobs=(body,)), reading(folder, body, names=("id",))):
-        with pytest.raises(HanseError) as raised:
+        with pytest.raises(ConnectorError) as raised:
             await pool.ask(replace(job, limits=Limits(memory_mb=64)))
         assert raised.value.code == "memory_limit"
 
 
 async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:
     job = Job(kind="check_arrow", blobs=(stream(),), arguments={"keys": [(7, str(folder / "none.stream"))]})
-    with pytest.raises(HanseError, match="damaged"):
+    with pytest.raises(ConnectorError, match="damaged"):
         await pool.ask(job)
 
 
