@@ -69,11 +69,11 @@ class DataAddress:
             wire["endpoint"] = self.endpoint
         if self.properties:
             wire["endpointProperties"] = [
-                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in self._named()
+                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in self._list_properties()
             ]
         return wire
 
-    def _named(self) -> Iterator[tuple[str, str]]:
+    def _list_properties(self) -> Iterator[tuple[str, str]]:
         """The properties. EDC reads those of its own type of address with its prefix only."""
         yield from self.properties
         if self.endpoint_type == EDC_HTTP:

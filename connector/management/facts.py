@@ -94,7 +94,7 @@ def credentials_router(requests: CredentialRequests, tokens: Tokens) -> APIRoute
     reader = Depends(tokens.require("read"))
 
     @routes.get("", summary="Credentials that we hold, the newest first, with their status now")
-    async def held(_: Caller = reader) -> list[CredentialView]:
+    async def list_credentials(_: Caller = reader) -> list[CredentialView]:
         return [view_credential(one) for one in await requests.list_held()]
 
     @routes.post("/requests", status_code=201, summary="Ask an issuer for a credential about us")

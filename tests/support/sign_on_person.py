@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from playwright.async_api import Page, expect
 
-COMMON = ("Overview", "Datasets", "Offers", "Negotiations", "Agreements", "Transfers", "Search", "My tokens")
+COMMON = (
+    "Overview",
+    "Datasets",
+    "Offers",
+    "Negotiations",
+    "Agreements",
+    "Transfers",
+    "Search",
+    "Credentials",
+    "My tokens",
+)
 
 
 @dataclass(frozen=True)

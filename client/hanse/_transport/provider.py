@@ -45,7 +45,7 @@ class ProviderTokens:
     refresh_token: str
 
 
-class Provider:
+class ProviderClient:
     """A provider and our public client there."""
 
     def __init__(self, issuer: str, client_id: str, scopes: str = "") -> None:

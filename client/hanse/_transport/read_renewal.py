@@ -32,9 +32,9 @@ class ReadRenewal:
     ) -> None:
         self._renew, self._expires = renew, expires
         self._clock, self._now = clock, now
-        self._at = self._now() + max(self._left() - min(_BEFORE, self._left() / 2), 0.0)
+        self._at = self._now() + max(self._seconds_left() - min(_BEFORE, self._seconds_left() / 2), 0.0)
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         return self._expires - self._clock()
 
     def __call__(self) -> None:
@@ -43,7 +43,7 @@ class ReadRenewal:
         before = self._expires
         with suppress(HanseError):
             self._expires = max(self._renew(), before)
-        left = self._left()
+        left = self._seconds_left()
         if self._expires > before:
             self._at = self._now() + max(left - min(_BEFORE, left / 2), _PAUSE_FEWEST)
         else:

@@ -112,7 +112,7 @@ def form_fields(form: OfferForm, columns: Sequence[str]) -> OfferFields:
     hidden = set(form.columns.hide)
     return OfferFields(
         name=form.offer,
-        may=_known(form.may, ACTIONS),
+        may=_pick_known(form.may, ACTIONS),
         membership="active" if who.get("membership") == _MEMBERS else "",
         partners=who.get("participant", ()),
         role=", ".join(who.get("role", ())),
@@ -127,7 +127,7 @@ def form_fields(form: OfferForm, columns: Sequence[str]) -> OfferFields:
         hashed=tuple(mask.column for mask in form.columns.masks if mask.method == "hash"),
         later_hidden="yes" if form.columns.only else "",
         uses=uses,
-        never=_known(form.forbidden, NEVER),
+        never=_pick_known(form.forbidden, NEVER),
         delete_after=next(map(_delay_of, filter(_is_plain_delete, form.then)), ""),
         decide=form.decide,
         **limits,
@@ -145,7 +145,7 @@ def apply_fields(said: OfferFields, base: OfferForm, columns: Sequence[str]) -> 
     made = replace(
         base,
         offer=said.name or base.offer,
-        who=_who(said, base),
+        who=_party_lines(said, base),
         may=_merge(said.may, base.may, ACTIONS),
         purposes=tuple(map(expand, said.purposes)),
         not_before=_at(said.since, "T00:00:00Z", base.not_before),
@@ -215,7 +215,7 @@ def field_of_line(text: str, line: int) -> str:
     return ""
 
 
-def _known(words: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+def _pick_known(words: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
     said = set(words)
     return tuple(one for one in known if one in said)
 
@@ -236,7 +236,7 @@ def _has_field(line: PartyLine) -> bool:
     return line.word in _WHO and (line.word != "membership" or line.values == _MEMBERS)
 
 
-def _who(said: OfferFields, base: OfferForm) -> tuple[PartyLine, ...]:
+def _party_lines(said: OfferFields, base: OfferForm) -> tuple[PartyLine, ...]:
     values = {
         "membership": _MEMBERS if said.membership else (),
         "participant": tuple(dict.fromkeys((*said.partners, *said.other_partners.replace(",", " ").split()))),
