@@ -79,9 +79,9 @@ def renew(file: Path, saved: dict[str, str], exchange: Exchange) -> dict[str, st
 
     A rotated refresh token is saved before the exchange, which may fail.
     """
-    from hanse._transport.provider import ProviderClient
+    from hanse._transport.provider import ProviderConnection
 
-    answer = ProviderClient(saved["issuer"], saved["client_id"]).refresh(saved["refresh_token"])
+    answer = ProviderConnection(saved["issuer"], saved["client_id"]).refresh(saved["refresh_token"])
     saved = saved | {"refresh_token": answer.refresh_token or saved["refresh_token"]}
     write_login(file, saved)
     saved = saved | exchange_id_token(answer.id_token, exchange)

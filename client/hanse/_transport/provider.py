@@ -45,7 +45,7 @@ class ProviderTokens:
     refresh_token: str
 
 
-class ProviderClient:
+class ProviderConnection:
     """A provider and our public client there."""
 
     def __init__(self, issuer: str, client_id: str, scopes: str = "") -> None:

@@ -97,11 +97,11 @@ def _choose_provider(url: str, name: str, *, needed: bool) -> dict[str, str] | N
 def _log_in(url: str, chosen: dict[str, str], *, device: bool) -> None:
     """Log in at a provider, exchange its ID token at the connector, and keep what renews it."""
     from hanse._transport.person import exchange_id_token
-    from hanse._transport.provider import ProviderClient, can_open_browser
+    from hanse._transport.provider import ProviderConnection, can_open_browser
     from hanse.client import Space
     from hanse.config import keep_login
 
-    provider = ProviderClient(chosen["issuer"], chosen["client_id"], chosen["scopes"])
+    provider = ProviderConnection(chosen["issuer"], chosen["client_id"], chosen["scopes"])
     if device or not can_open_browser(os.environ, sys.platform):
         tokens = provider.log_in_on_device(lambda address, code: say(f"open {address} on any device; code: {code}"))
     else:
@@ -133,14 +133,14 @@ def logout() -> None:
 
 def _revoke(saved: dict[str, str]) -> None:
     """End a provider's login at the connector and at the provider. What cannot be reached is named, and ends later."""
-    from hanse._transport.provider import ProviderClient
+    from hanse._transport.provider import ProviderConnection
     from hanse.client import Space
 
     if not saved.get("issuer"):
         return
     try:
         Space(saved["url"], "").api.revoke(saved["token"])
-        if saved.get("refresh_token") and not ProviderClient(saved["issuer"], saved["client_id"]).revoke(
+        if saved.get("refresh_token") and not ProviderConnection(saved["issuer"], saved["client_id"]).revoke(
             saved["refresh_token"]
         ):
             say(f"{saved['issuer']} has not revoked the login; end it there")

@@ -13,7 +13,7 @@ import pytest
 from hanse import config
 from hanse._transport.login_file import write_login
 from hanse._transport.person import PersonToken, exchange_id_token
-from hanse._transport.provider import ProviderClient, can_open_browser
+from hanse._transport.provider import ProviderConnection, can_open_browser
 from hanse.errors import Broken, Unauthenticated, Unreachable
 
 from tests.support.ports import free_range
@@ -95,7 +95,7 @@ def test_an_unfit_answer_of_the_connector_is_broken(answer: Any) -> None:
 @pytest.mark.parametrize("issuer", ["http://idp.example", "file:///etc/passwd", "javascript:alert(1)", ""])
 def test_an_address_without_tls_is_not_used(issuer: str) -> None:
     with pytest.raises(Broken, match="https"):
-        ProviderClient(issuer, "c")
+        ProviderConnection(issuer, "c")
 
 
 def test_without_a_display_there_is_no_browser() -> None:

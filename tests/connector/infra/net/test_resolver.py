@@ -143,7 +143,7 @@ socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
 resolver._SECONDS = 0.1
 try:
     asyncio.run(resolver.NameResolver().addresses("slow.example", 443))
-except resolver.Busy:
+except resolver.Unavailable:
     print("left")
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
