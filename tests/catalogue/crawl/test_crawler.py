@@ -61,7 +61,7 @@ async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
     claims = await self_issued_token.verify(
         token, audience=north.did, resolver=resolver, replays=self_issued_token.Replays()
     )
-    assert claims["iss"] == parts.settings.did
+    assert found.claims["iss"] == parts.settings.did
 
 
 def pages(count: int, provider: Provider, request: Request) -> Reply:

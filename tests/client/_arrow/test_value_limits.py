@@ -198,7 +198,7 @@ def test_files_of_a_question_are_bounded(form: str) -> None:
 
 def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFixture[str]) -> None:
     with _answer(BOMBS["a dictionary"]) as stream:
-        query._table(stream, iter(stream))
+        query._print_answer_table(stream, iter(stream))
     told = capsys.readouterr()
     assert LONG <= told.out.count("x") <= query._LETTERS_MAX
     assert f"and {COUNT - told.out.count('x') // LONG:,} rows more" in " ".join(told.err.split())

@@ -505,6 +505,23 @@ async def test_the_texts_on_a_dataset_are_changed_and_recorded(full: Console) ->
     assert (long.status_code, "x" * 301 in long.text) == (400, True)
 
 
+CREDENTIAL = {"id": "urn:uuid:c", "issuer": "did:web:office.example", "types": ["Membership"], "status_checked_at": 1.0}
+PROOFS = [
+    ({"holder": ALICE}, "signature alone"),
+    ({"holder": ALICE, "key": "k-1", "credentials": [CREDENTIAL | {"expires": None}]}, "did:web:office.example"),
+]
+
+
+@pytest.mark.parametrize(("proof", "said"), PROOFS)
+async def test_an_agreement_shows_what_proved_the_identity(full: Console, proof: dict[str, Any], said: str) -> None:
+    def prove(tx: Transaction) -> None:
+        tx.agreements.of(AGREEMENT, role="provider").verified = proof
+
+    await full.parts.store.write(prove)
+    page = await full.get(f"/agreements/{AGREEMENT}?role=provider", "read")
+    assert (page.status_code, said in page.text) == (200, True)
+
+
 async def test_what_waits_for_a_decision_is_on_the_tab_and_in_the_title(full: Console) -> None:
     page = (await full.get("/datasets", "read")).text
     assert "<title>(1) " in page
