@@ -58,10 +58,10 @@ async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
     resolver._strangers.keep(
         us, did._CachedDocument(float("inf"), did._read_document(parts.register.did_document(), us))
     )
-    claims = await self_issued_token.verify(
+    verified = await self_issued_token.verify(
         token, audience=north.did, resolver=resolver, replays=self_issued_token.Replays()
     )
-    assert found.claims["iss"] == parts.settings.did
+    assert verified.claims["iss"] == parts.settings.did
 
 
 def pages(count: int, provider: Provider, request: Request) -> Reply:
