@@ -34,17 +34,14 @@ class _PushEndpoint:
         self._receiving = receiving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, methods=_METHODS)
         try:
             await self._take(exchange)
         except ConnectorError as error:
             await _refuse(exchange, error)
 
     async def _take(self, exchange: Exchange) -> None:
-        if exchange.scope["method"] not in _METHODS:
-            raise Invalid(f"expected POST here, got {exchange.scope['method']}", code="method_not_allowed")
-        if exchange.scope.get("http_version") == "1.0":
-            raise Invalid("expected HTTP/1.1 or later, got HTTP/1.0", code="http_version")
+        exchange.check()  # a compressed body would be kept as if it were plain
         row = await self._receiving.take(
             exchange.path("transfer"),
             exchange.headers.get("authorization", ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import hashlib
 import os
 import random
@@ -380,6 +381,12 @@ async def test_a_media_type_that_is_none_is_refused(here: Receiver, pid: str, he
     await here.transfer(pid)
     answer = await here.push(pid, b"a,b\n", **{"content-type": header})
     assert (answer.status_code, answer.json()["code"]) == (400, "media_type")
+
+
+async def test_a_compressed_body_is_refused_before_it_is_read(here: Receiver, pid: str) -> None:
+    answer = await here.push(pid, gzip.compress(b"a,b\n"), **{"content-type": "text/csv", "content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "encoding_unknown")
+    assert await here.known(pid) is None
 
 
 async def test_a_file_that_is_too_large_or_cut_is_not_kept(here: Receiver, pid: str) -> None:
