@@ -70,8 +70,8 @@ class Hub:
             }
         )
 
-    def settings_of_edc(self, catalogue: str) -> dict[str, object]:
-        """How EDC uses it."""
+    def settings_of_edc(self, catalogue: str, issuer: str) -> dict[str, object]:
+        """How EDC uses it. It trusts the catalogue, which issues Hanse's credential, and the issuer of its own."""
         return {
             "edc.iam.issuer.id": self.participant,
             "edc.iam.did.web.use.https": "false",
@@ -80,6 +80,7 @@ class Hub:
             "edc.iam.credential.revocation.mimetype": "application/json",
             "edc.iam.credential.revocation.cache.validity": 1_000,
             "edc.iam.trusted-issuer.space.id": catalogue,
+            "edc.iam.trusted-issuer.office.id": issuer,
             "interop.secret": self.secret,
         }
 
@@ -130,7 +131,7 @@ async def running(classes: Mapping[str, str], directory: Path) -> AsyncIterator[
     ):
         hub = Hub(directory, classes["hub"], http)
         edc = Edc(directory, classes["dcp"], http, hub.participant)
-        edc.more = hub.settings_of_edc(catalogue.participant)
+        edc.more = hub.settings_of_edc(catalogue.participant, issuer.did)
         settings = settings_of_hanse(directory, issuer, hub.participant, catalogue.participant)
         hanse = Product(place, {}, operator, settings)
         space = steps.Space(edc, hanse, http, directory, f"{edc.protocol}/2025-1", f"{files.url}/files", files.sunk)
