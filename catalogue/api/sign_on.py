@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from catalogue.api.access import COOKIE, ViewerAuthenticator
 from connector.errors import Invalid, Unproven, harmless
 from connector.identity.openid.issuer_client import FAILED
 from connector.identity.openid.login import ATTEMPT_SECONDS, LoginClient, Provider
+from connector.identity.openid.provider_file import check_providers, read_secret_file
 from connector.infra.http.form import parse_form
 from connector.telemetry import logger
 
@@ -45,22 +45,11 @@ def read_providers(file: Path | None) -> tuple[Provider, ...]:
     """
     if file is None:
         return ()
-    try:
-        if file.stat().st_mode & 0o077:
-            raise Invalid(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
-        providers = ProvidersFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).providers
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise Invalid(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
-        raise Invalid(f"{file}: expected YAML with `providers`, a list; {type(error).__name__}") from None
-    if len({provider.name for provider in providers}) != len(providers):
-        raise Invalid(f"{file}: expected a name for each provider, got the same twice")
+    providers = read_secret_file(file, ProvidersFile, expected="expected YAML with `providers`, a list").providers
+    check_providers(file, providers)
     for provider in providers:
         if unknown := sorted(set(provider.roles.values()) - {OPERATOR_ROLE}):
             raise Invalid(f"{file}: expected the role {OPERATOR_ROLE} alone for a catalogue, got {', '.join(unknown)}")
-        if "openid" not in provider.scopes.split():
-            raise Invalid(f"{file}: expected the scope openid for {provider.name}, got {provider.scopes!r}")
     return providers
 
 

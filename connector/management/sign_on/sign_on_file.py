@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from joserfc.errors import JoseError
-from joserfc.jwk import KeySet, OctKey, import_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from joserfc.jwk import KeySet, OctKey
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from connector.errors import Invalid
-from connector.identity.openid.issuer_client import name_algorithm
 from connector.identity.openid.login import Provider
+from connector.identity.openid.provider_file import check_providers, read_secret_file
 from connector.setting_types import NAME, Address
 
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -86,56 +85,17 @@ def read_sign_on_file(file: Path | None) -> SignOnFile:
     """
     if file is None:
         return SignOnFile()
-    try:
-        if file.stat().st_mode & 0o077:
-            raise Invalid(f"{file} holds secrets and can be read by other users; run `chmod 600 {file}`")
-        read = SignOnFile.model_validate(_read_parts(file))
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise Invalid(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
-        expected = "expected YAML with `providers`, `workloads` and `services`, lists"
-        raise Invalid(f"{file}: {expected}; {type(error).__name__}") from None
-    _check_providers(file, read.providers)
+    read = read_secret_file(
+        file, SignOnFile, expected="expected YAML with `providers`, `workloads` and `services`, lists"
+    )
+    check_providers(file, read.providers)
+    for provider in read.providers:
+        if unknown := sorted(set(provider.roles.values()) - set(ROLES)):
+            raise Invalid(f"{file}: expected roles among {', '.join(ROLES)}, got {', '.join(unknown)}")
     _check_scopes(file, read)
     if len({one.name for one in read.services}) != len(read.services):
         raise Invalid(f"{file}: expected a name for each service, got the same twice")
     return read
-
-
-def _read_parts(file: Path) -> dict[str, object]:
-    said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(said, dict) or set(said) - set(SignOnFile.model_fields):
-        raise ValueError
-    return said
-
-
-def _check_providers(file: Path, providers: Sequence[Provider]) -> None:
-    names = [provider.name for provider in providers]
-    if len(set(names)) != len(names):
-        raise Invalid(f"{file}: expected a name for each provider, got the same twice")
-    at_command_line = [provider.issuer for provider in providers if provider.cli_client_id]
-    if len(set(at_command_line)) != len(at_command_line):
-        raise Invalid(f"{file}: expected `cli_client_id` once for an issuer, got it twice")
-    for provider in providers:
-        if unknown := sorted(set(provider.roles.values()) - set(ROLES)):
-            raise Invalid(f"{file}: expected roles among {', '.join(ROLES)}, got {', '.join(unknown)}")
-        _check_client(file, provider)
-        for scopes in (provider.scopes, provider.cli_scopes):
-            if "openid" not in scopes.split():
-                raise Invalid(f"{file}: expected the scope openid for {provider.name}, got {scopes!r}")
-
-
-def _check_client(file: Path, provider: Provider) -> None:
-    if provider.client_key is None:
-        return
-    if provider.client_secret:
-        raise Invalid(f"{file}: expected a client_secret or a client_key for {provider.name}, got both")
-    try:
-        name_algorithm(import_key(dict(provider.client_key)))
-    except (Invalid, JoseError, ValueError, TypeError, LookupError):
-        kinds = "a private JWK (RSA, P-256, P-384, P-521 or Ed25519)"
-        raise Invalid(f"{file}: expected {kinds} as client_key of {provider.name}") from None
 
 
 def _check_scopes(file: Path, read: SignOnFile) -> None:
