@@ -6,7 +6,6 @@ to a rate. The keys of a DID are looked up only if the register has that DID.
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from typing import Any
@@ -21,11 +20,12 @@ from catalogue.issuer.profiles import make_metadata, read_request
 from catalogue.issuer.status_lists import SignedStatusList, StatusListPublisher
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import Issuance
-from connector.errors import Absent, Invalid, Unproven
+from connector.errors import Absent, Unproven
 from connector.identity.did import CONTEXT
 from connector.identity.identity_service import Identity
 from connector.identity.signed_jwt import read_jwt
 from connector.infra.concurrency.recent_keys import RateLimit
+from connector.infra.http.json_body import read_json
 from connector.telemetry import logger
 
 _REFUSED = "expected `Authorization: Bearer <self-issued token>` of a member, and a request of its own"
@@ -56,7 +56,7 @@ def router(
         return Unproven(_REFUSED, private=why)
 
     async def authenticate(request: Request) -> tuple[str, str]:
-        """The member that asks, and its access token. Raises: Unproven without a reason, Busy."""
+        """The member that asks, and its access token. Raises: Unproven without a reason, Unavailable."""
         header = request.headers.get("authorization", "")
         try:
             await _check_member(store, identity.read_claimed_issuer(header))
@@ -74,7 +74,7 @@ def router(
     async def request_credentials(request: Request) -> Response:
         """A member requests credentials about itself; they are delivered to its credential service."""
         holder, token = await authenticate(request)
-        asked = read_request(await _read_json(request), issuing.kinds)
+        asked = read_request(await read_json(request), issuing.kinds)
         try:
             made = await store.write(partial(issuing.request, holder=holder, asked=asked, token=token))
         except Unproven as error:  # removed meanwhile
@@ -121,13 +121,6 @@ async def _check_member(store: CatalogueStore, did: str) -> None:
 def _find(tx: CatalogueTransaction, *, issuance: str) -> Issuance | None:
     fits = issuance.isascii() and issuance.isalnum() and len(issuance) <= _ID_MAX
     return tx.issuances.find(issuance) if fits else None
-
-
-async def _read_json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise Invalid("expected a message as JSON, got something else") from None
 
 
 def _unsigned(signed: SignedStatusList) -> dict[str, Any]:

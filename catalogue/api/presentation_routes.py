@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from connector.errors import Invalid
 from connector.identity.credentials.presentation_query import PATH, PresentationService
+from connector.infra.http.json_body import read_json
 
 
 def router(service: PresentationService, *, prefix: str) -> APIRouter:
@@ -16,12 +16,6 @@ def router(service: PresentationService, *, prefix: str) -> APIRouter:
 
     @routes.post(PATH, summary="The operator's credentials, as far as the access token grants them")
     async def query(request: Request) -> dict[str, Any]:
-        async def read() -> Any:
-            try:
-                return await request.json()
-            except (ValueError, RecursionError):
-                raise Invalid("expected a message as JSON, got something else") from None
-
-        return await service.answer(request.headers.get("authorization"), read)
+        return await service.answer(request.headers.get("authorization"), lambda: read_json(request))
 
     return routes

@@ -19,6 +19,7 @@ from connector.identity.credentials.scopes import Scope
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity
 from connector.identity.signed_jwt import ReadJwt
+from connector.infra.http.json_body import read_json
 from connector.store import Store
 from connector.telemetry import logger
 from connector.wallet.credential_requests import check_delivery, note_delivery
@@ -50,7 +51,7 @@ def router(
 
     @routes.post("/presentations/query", summary="Our credentials, as far as the access token grants them")
     async def query(request: Request) -> dict[str, Any]:
-        return await service.answer(request.headers.get("authorization"), lambda: _read_json(request))
+        return await service.answer(request.headers.get("authorization"), lambda: read_json(request))
 
     async def issuer_of(request: Request) -> str:
         caller = await identity.authenticate_issuer(request.headers.get("authorization"))
@@ -61,7 +62,7 @@ def router(
     @routes.post("/credentials", summary="An issuer delivers credentials about us")
     async def deliver(request: Request) -> dict[str, Any]:
         issuer = await issuer_of(request)
-        delivery = read_delivery(await _read_json(request))
+        delivery = read_delivery(await read_json(request))
         checked = [await check_credential(resolver, text, did=identity.did) for text in delivery.credentials]
         if any(one.issuer != issuer for one in checked):
             raise Invalid(f"expected credentials of {issuer}, which delivers them, got one of another issuer")
@@ -77,16 +78,9 @@ def router(
     @routes.post("/offers", summary="An issuer offers credentials; our operator decides")
     async def offer(request: Request) -> dict[str, Any]:
         issuer = await issuer_of(request)
-        offered = read_offer(await _read_json(request), issuer)
+        offered = read_offer(await read_json(request), issuer)
         event = CredentialOffered(actor=issuer, detail={"credentials": offered})
         await store.write(lambda tx: tx.publish(event))
         return {}
 
     return routes
-
-
-async def _read_json(request: Request) -> Any:
-    try:
-        return await request.json()
-    except (ValueError, RecursionError):
-        raise Invalid("expected a message as JSON, got something else") from None
