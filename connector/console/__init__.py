@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
-from connector.console import audit, datasets, login, overview, query, system
+from connector.console import audit, datasets, login, offer_editor, overview, query, system
 from connector.console import credentials as credential_pages
 from connector.console import negotiations as negotiation_pages
 from connector.console import offers as offer_pages
@@ -77,7 +77,8 @@ def router(
         login.back_channel(sign_on),
         overview.router(pages, store=store, log=log, settings=settings),
         datasets.router(pages, registry=registry, store=store, settings=settings),
-        offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
+        offer_editor.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
+        offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view),
         negotiation_pages.router(
             pages, negotiations=negotiations, transfers=transfers, receiving=receiving, store=store
         ),

@@ -38,7 +38,7 @@ from policies.evaluation import evaluate
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.odrl import reader
-from policies.review import explain, lint, report
+from policies.review import explain, report
 from policies.vocabulary.purpose_texts import purpose_texts, title_of
 
 _FORM_MAX = 64 * 1024
@@ -129,22 +129,19 @@ def router(
     async def _open(text: str, dataset: str, based: str = "") -> Draft:
         """Return the draft of a text: its fields, meaning and problems."""
         draft = Draft(text=text, dataset=dataset, columns=[])
-        if not text:
-            draft.dataset, draft.columns = await _find_dataset(dataset)
-            draft.fields = OfferFields(uses={}, seen=tuple(one.name for one in draft.columns))
-            return draft
-        error: PolicyError | None = None
         try:
-            draft.form = convert.read_form(text)
-        except PolicyError as raised:
-            error = raised
-        draft.dataset = dataset or (draft.form.dataset if draft.form else "")
+            draft.form = convert.read_form(text) if text else None
+        except PolicyError as error:
+            draft.show_problems([_problem(str(error), path=error.rule, code=error.code)])
+        if draft.form is not None:
+            draft.dataset = dataset or draft.form.dataset
         draft.dataset, draft.columns = await _find_dataset(draft.dataset)
+        names = [one.name for one in draft.columns]
         if draft.form is None:
-            draft.show_problems([_problem(str(error), path=error.rule, code=error.code)] if error else [])
+            draft.fields = OfferFields(uses={}, seen=tuple(names))
             return draft
-        draft.fields = offer_fields.form_fields(draft.form, [one.name for one in draft.columns])
-        await _check(draft, offers)
+        draft.fields = offer_fields.form_fields(draft.form, names)
+        await _check(draft, draft.form, offers)
         draft.changes = await _compare(draft, based, offers)
         return draft
 
@@ -166,13 +163,11 @@ def router(
         try:
             made = offer_fields.apply_fields(posted, shown.form or OfferForm(offer=""), names)
         except ValueError as error:
-            draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
-            draft.problems = [PlacedProblem("error", "duration", f"{error}; write a duration such as 30d", "lasts")]
-            return draft
+            problem = PlacedProblem("error", "duration", f"{error}; write a duration such as 30d", "lasts")
+            return replace(shown, fields=posted, problems=[problem], policy=None, checked=None, report=[])
         except ConnectorError as error:
-            draft = Draft(text=text, dataset=dataset, columns=shown.columns, fields=posted, form=shown.form)
-            draft.problems = [PlacedProblem("error", error.code, error.message, "columns")]
-            return draft
+            problem = PlacedProblem("error", error.code, error.message, "columns")
+            return replace(shown, fields=posted, problems=[problem], policy=None, checked=None, report=[])
         made = replace(made, offer=made.offer or f"{dataset or 'new'}-offer", dataset=dataset or made.dataset)
         if shown.form == made:
             return await _open(text, dataset, said.get("based"))
@@ -325,22 +320,19 @@ def _fit_text(text: str, draft: Draft) -> str:
     return convert.write_form(fill_template(draft.form, draft.columns, dataset=draft.dataset))
 
 
-async def _check(draft: Draft, offers: Offers) -> None:
+async def _check(draft: Draft, form: OfferForm, offers: Offers) -> None:
     """Add the meaning of a draft as far as it can be read, and every problem with its place."""
     try:
-        draft.policy = convert.to_policy(convert.read_form(draft.text))
+        draft.policy = convert.to_policy(form)
     except PolicyError as error:
         draft.show_problems([_problem(str(error), path=error.rule, code=error.code)])
         return
-    found = lint.lint(draft.policy, absent=offers.absent)
-    problems = [problem_json(one) for one in found]
     draft.report = report.to_json(report.enforceability(draft.policy))
     try:
         draft.checked = await offers.check(form=draft.text, dataset=draft.dataset)
-        problems = [problem_json(one) for one in draft.checked.problems]
+        draft.show_problems([problem_json(one) for one in draft.checked.problems])
     except ConnectorError as error:
-        problems = _list_problems(error)
-    draft.show_problems(problems)
+        draft.show_problems(_list_problems(error))
 
 
 async def _compare(draft: Draft, based: str, offers: Offers) -> TermChanges | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console import offer_editor
 from connector.console.page import Numbered, PageRenderer, page_slice, read_form
 from connector.console.view.formatting import did_of, path_of
 from connector.datasets.registry import Registry
@@ -18,25 +16,15 @@ from connector.management.sign_on.auth import Caller
 from connector.offers.offers import Offers
 from connector.offers.preview import OwnersView, PreviewRequest
 from connector.store.tables import Offer
-from policies.evaluation.evaluate import Facts
 
 _LISTED = 50
 _ACTIONS = ("ds:query", "ds:stream")
 _ASKED = PreviewRequest(participant="")
 
 
-def router(
-    pages: PageRenderer,
-    *,
-    offers: Offers,
-    registry: Registry,
-    owners_view: OwnersView,
-    facts_of: Callable[[str], Awaitable[Facts]],
-) -> APIRouter:
+def router(pages: PageRenderer, *, offers: Offers, registry: Registry, owners_view: OwnersView) -> APIRouter:
+    """Return the routes; those of `offer_editor` must come first, as an id here may be any path."""
     routes = pages.router()
-    routes.include_router(
-        offer_editor.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of)
-    )
 
     @routes.get("/offers")
     async def list_offers(request: Request, page: Numbered = 1, caller: Caller = pages.may("read")) -> Response:
