@@ -8,12 +8,9 @@ from threading import Lock
 from typing import Any
 
 from hanse._transport.login_file import read_login, renewing, write_login
-from hanse._transport.workload import Exchange, RenewedToken, read_answer
+from hanse._transport.workload import GRANT, RETRY_AFTER, Exchange, RenewedToken, read_answer, renewal_lead
 from hanse.errors import HanseError, Unauthenticated
 
-_RENEW_BEFORE = 60.0  # seconds before its end, or a fifth of its lifetime if that is less
-_RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
-GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 ID_TYPE = "urn:ietf:params:oauth:token-type:id_token"
 
 
@@ -68,7 +65,7 @@ class PersonToken:
             except HanseError:
                 if saved["token"] == self._dropped or time.time() >= float(saved["ends_at"]):
                     raise
-                self._text, self._renew_at = saved["token"], min(time.time() + _RETRY_AFTER, float(saved["ends_at"]))
+                self._text, self._renew_at = saved["token"], min(time.time() + RETRY_AFTER, float(saved["ends_at"]))
 
 
 Token = str | RenewedToken | PersonToken
@@ -94,5 +91,5 @@ def exchange_id_token(id_token: str, exchange: Exchange) -> dict[str, str]:
     form = {"grant_type": GRANT, "subject_token_type": ID_TYPE, "subject_token": id_token}
     now = time.time()
     text, seconds, _ = read_answer(exchange(form))
-    renew_at = now + seconds - min(_RENEW_BEFORE, seconds / 5)
+    renew_at = now + seconds - renewal_lead(seconds)
     return {"token": text, "ends_at": str(now + seconds), "renew_at": str(renew_at)}

@@ -20,11 +20,11 @@ from hanse.errors import BadInput, Broken, HanseError
 _FILE_MAX = 16 * 2**10
 JOB_MAX = 250  # characters
 _RENEW_BEFORE = 60.0  # seconds before its end, or a fifth of its lifetime if that is less
-_RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
+RETRY_AFTER = 5.0  # seconds, where a renewal failed and the token has not ended
 _ASSERTION_SECONDS = 60
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SIGNING = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
-_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _JWT = "urn:ietf:params:oauth:token-type:jwt"
 
 Exchange = Callable[[Mapping[str, str]], Any]
@@ -70,10 +70,10 @@ class RenewedToken:
         except HanseError:
             if not self._text or begun >= self._ends:
                 raise
-            self._renew_at = min(begun + _RETRY_AFTER, self._ends)
+            self._renew_at = min(begun + RETRY_AFTER, self._ends)
             return
         self._text, self._ends, self.job = text, begun + seconds, signed or self.job
-        self._renew_at = self._ends - min(_RENEW_BEFORE, seconds / 5)
+        self._renew_at = self._ends - renewal_lead(seconds)
 
     def drop(self, text: str) -> None:
         """Forget a token that the connector refused, so that the next call exchanges again."""
@@ -89,7 +89,7 @@ class WorkloadToken(RenewedToken):
         return WorkloadToken, (self.file, self.job)
 
     def _form(self, endpoint: str) -> dict[str, str]:
-        form = {"grant_type": _GRANT, "subject_token_type": _JWT, "subject_token": _read_file(self.file)}
+        form = {"grant_type": GRANT, "subject_token_type": _JWT, "subject_token": _read_file(self.file)}
         return form | ({"job": self.job} if self.job else {})
 
 
@@ -173,6 +173,11 @@ def _read_file(file: Path) -> str:
     if len(data) > _FILE_MAX or text.count(".") != 2 or not text.isprintable() or " " in text:
         raise BadInput(f"expected a signed token (JWT) in {file}, got something else; check the projected volume")
     return text
+
+
+def renewal_lead(seconds: float) -> float:
+    """Return how long before its end a token that lasts `seconds` is renewed."""
+    return min(_RENEW_BEFORE, seconds / 5)
 
 
 def read_answer(answer: Any) -> tuple[str, float, str]:

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from connector.errors import Invalid, Unproven
 from connector.infra.http.form import parse_form
 from connector.management.sign_on.people import ID_TYPE, SignOn
+from connector.management.sign_on.workloads import ACCESS_TYPE
 
 _QUIET = {"cache-control": "no-store"}
-_ACCESS_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 
 
 class LoginProvider(BaseModel):
@@ -36,7 +36,7 @@ async def exchange_login(sign_on: SignOn, body: bytes) -> Response | None:
     except Unproven:
         return JSONResponse({"error": "invalid_grant"}, status_code=400, headers=_QUIET)
     answer = {
-        "access_token": login.session, "issued_token_type": _ACCESS_TYPE, "token_type": "Bearer",
+        "access_token": login.session, "issued_token_type": ACCESS_TYPE, "token_type": "Bearer",
         "expires_in": login.seconds, "scope": " ".join(login.scopes),
     }  # fmt: skip
     return JSONResponse(answer, headers=_QUIET)

@@ -19,12 +19,12 @@ from connector.identity.openid.login import FinishedLogin, LoginClient, Person
 from connector.infra.http.form import parse_form
 from connector.management.sign_on.auth import digest_of
 from connector.management.sign_on.sign_on_file import ROLES
+from connector.management.sign_on.workloads import GRANT
 from connector.store import Store, Transaction
 from connector.store.tables import SignOnSession
 
 _NO_ROLE = "its owner has none of its scopes any more"
 ATTEMPT_COOKIE = "hanse_sign_on"
-GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 ID_TYPE = "urn:ietf:params:oauth:token-type:id_token"
 _ID_TOKEN_MAX = 16 * 2**10
 _SESSIONS_MAX = 50  # of one person
