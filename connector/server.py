@@ -132,8 +132,9 @@ def _hand_over(target: Path | None, text: str) -> None:
 async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, then drain.
 
-    Raises: WrongState for a port or data directory in use, Invalid for an unusable certificate or folder, Busy for a
-    database that does not answer, LogBroken for a database older than the newest known head, at the start or later.
+    Raises: WrongState for a port or data directory in use, Invalid for an unusable certificate or folder, Unavailable
+    for a database that does not answer, LogBroken for a database older than the newest known head, at the start or
+    later.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_certificate(settings.tls_certificate, settings.tls_key)
@@ -280,7 +281,7 @@ def alone(settings: Settings) -> Iterator[TextIO]:
     """Lock the data directory and a SQLite database during the block; yield the directory's lock file.
 
     Two processes would clean up each other's reads and files, and would miss each other's revocations. Raises:
-    Conflict if another process holds a lock.
+    WrongState if another process holds a lock.
     """
     directory, database = settings.data_dir, sqlite_file(settings.database)
     with contextlib.ExitStack() as held:

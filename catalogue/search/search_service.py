@@ -101,7 +101,7 @@ class Search:
         self._threads.close()
 
     async def ask(self, question: SearchQuery, viewer: Viewer) -> Results:
-        """One page of results for a viewer. Raises Busy if too many searches wait."""
+        """One page of results for a viewer. Raises Unavailable if too many searches wait."""
         started = time.perf_counter()
         found = await self._in_index(partial(self._index.search, question, viewer))
         cards = await self._store.read(partial(_read_views, ids=found.ids, viewer=viewer))

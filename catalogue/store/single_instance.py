@@ -26,7 +26,7 @@ _TRIES = 10
 
 @contextmanager
 def hold_exclusively(directory: Path, url: str, *, lost: Callable[[WrongState], None]) -> Iterator[None]:
-    """Keep both this process's alone for as long as the block lasts. Conflict where one is another's.
+    """Keep both this process's alone for as long as the block lasts. WrongState where one is another's.
 
     In PostgreSQL that is a lock of a connection's: it is free seconds after its process or its machine is gone, and
     when the server starts again. So it is looked after, and taken anew; `lost` is called where it is another's by then.

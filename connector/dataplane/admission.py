@@ -393,7 +393,7 @@ class Reads:
         """Extend a running read with a fresh ticket of the same transfer.
 
         Raises: Absent for another participant's read. Denied where the transfer is over or the party's facts no
-        longer permit it. Busy where the read runs in another process, which is not recorded as a refusal.
+        longer permit it. Unavailable where the read runs in another process, which is not recorded as a refusal.
         """
         stream = self._live.get(query_id)
         grants = [] if stream is None else stream.of(ticket)

@@ -27,7 +27,7 @@ class GateQueue:
     async def run_in_turn(self, consumer: str, work: Callable[[], _T]) -> _T:
         """Return the result of `work`, run in a thread at the consumer's turn.
 
-        Raises: Busy where too many wait, or for too long.
+        Raises: Unavailable where too many wait, or for too long.
         """
         await self._turns.take(consumer)
         running = asyncio.ensure_future(asyncio.to_thread(work))

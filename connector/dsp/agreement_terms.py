@@ -172,7 +172,7 @@ def _write(policy: Policy) -> Json:
 
 
 def read_published(row: Offer) -> Policy:
-    """A published offer with its own id and target. Refused where its policy is not understood any more."""
+    """A published offer with its own id and target. Denied where its policy is not understood any more."""
     return replace(stored_policies.read_offer_policy(row), id=row.id, target=row.dataset_id)
 
 

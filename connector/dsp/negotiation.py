@@ -138,7 +138,7 @@ class NegotiationService:
         Raises:
             MessageInvalid: the terms cannot be read, or have no target.
             Denied: only members of the data space may make such offers.
-            Busy: membership is not known at present.
+            Unavailable: membership is not known at present.
             Limited: the caller has too many negotiations, or begins too many.
         """
         policy = agreement_terms.read_offer(message.offer or {})

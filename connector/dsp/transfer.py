@@ -740,7 +740,7 @@ def _push_process(pid: str) -> str:
 
 
 def _check_in_force(tx: Transaction, agreement: Agreement) -> GrantState:
-    """The grant of an agreement, locked; Refused where the agreement has ended."""
+    """The grant of an agreement, locked; Denied where the agreement has ended."""
     # The grant of an ended agreement is not locked, so that the transaction that ends it need not wait.
     grant = tx.agreements.lock_grant(agreement.id) if agreement.ended_at is None else None
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:

@@ -23,7 +23,7 @@ class Wallet(Protocol):
     async def sign(self, audience: str, *, scopes: Sequence[str] = (), token: str = "") -> str:
         """A self-issued token for `audience`. Its claim `token` is `token`, or grants `scopes` of our credentials.
 
-        Raises: Busy where the signer cannot be reached now.
+        Raises: Unavailable where the signer cannot be reached now.
         """
         ...
 
@@ -76,7 +76,7 @@ class Identity:
         self._anonymous = anonymous
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """The participant that sent an Authorization header. Raises: Unproven, Busy."""
+        """The participant that sent an Authorization header. Raises: Unproven, Unavailable."""
         if not authorization:
             if self._anonymous:
                 return Principal(self._anonymous)
@@ -96,7 +96,7 @@ class Identity:
     async def authenticate_query(self, authorization: str | None) -> tuple[str, str]:
         """The participant that queries our credentials, and the access token that it presents.
 
-        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unproven, Busy.
+        Its own credentials are not asked for, as it would ask for ours to answer. Raises: Unproven, Unavailable.
         """
         claims = await self._verify_bearer(authorization)
         access_token = claims.get("token")
@@ -107,7 +107,7 @@ class Identity:
     async def authenticate_holder(self, authorization: str | None) -> tuple[str, str]:
         """The participant that requests credentials of us, and its access token for our delivery; empty without one.
 
-        Raises: Unproven, Busy.
+        Raises: Unproven, Unavailable.
         """
         claims = await self._verify_bearer(authorization)
         access_token = claims.get("token", "")
@@ -116,7 +116,7 @@ class Identity:
         return claims["iss"], access_token
 
     async def authenticate_issuer(self, authorization: str | None) -> str:
-        """The participant that delivers or offers us credentials, by its token alone. Raises: Unproven, Busy."""
+        """The participant that delivers or offers us credentials, by its token alone. Raises: Unproven, Unavailable."""
         return str((await self._verify_bearer(authorization))["iss"])
 
     async def _verify_bearer(self, authorization: str | None) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Identity:
     async def mint(self, audience: str, *, scopes: Sequence[str] | None = None) -> str:
         """An Authorization header that proves our identity to `audience`, for a single request.
 
-        `scopes`: what `audience` may query of our credentials; None: what the settings say. Raises: Busy.
+        `scopes`: what `audience` may query of our credentials; None: what the settings say. Raises: Unavailable.
         """
         wanted = self._scopes if scopes is None else scopes
         return f"Bearer {await self._wallet.sign(audience, scopes=wanted)}"

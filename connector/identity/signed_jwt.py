@@ -83,7 +83,7 @@ def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
 async def verify_jwt(read: ReadJwt, signer: str, *, purpose: str, what: str, resolver: DidResolver) -> str:
     """Check that `signer` signed with a key that its document lists under `purpose`; return the key's thumbprint.
 
-    Raises: Unproven, Busy.
+    Raises: Unproven, Unavailable.
     """
     if read.signer not in (signer, ""):
         raise Unproven(f"expected {what} signed by {signer}, got one signed by {read.signer[:200]!a}")

@@ -273,7 +273,7 @@ class OwnersView:
     ) -> None:
         """Record the view before anything is read.
 
-        Raises: Busy where it cannot be stored; then nothing is shown.
+        Raises: Unavailable where it cannot be stored; then nothing is shown.
         """
         viewed = RawDataViewed(
             actor=by,

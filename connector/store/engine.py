@@ -149,7 +149,7 @@ class Store:
         return run
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot without locks, then roll back. Busy where the database does not answer."""
+        """Run `work(tx)` on a snapshot without locks, then roll back. Raises: Unavailable if the database is away."""
         return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
     async def read_long(self, work: Work[T]) -> T:

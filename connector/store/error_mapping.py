@@ -33,7 +33,7 @@ class ErrorMapper:
     def map_error(self, error: Exception) -> Exception:
         """The error to raise to the caller.
 
-        Busy for a database failure, Invalid for a value that PostgreSQL cannot store, any other error unchanged.
+        Unavailable for a database failure, Invalid for a value that PostgreSQL cannot store, any other error unchanged.
         """
         if not isinstance(error, DBAPIError | PoolTimeout):
             return error

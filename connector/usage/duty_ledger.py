@@ -60,7 +60,7 @@ class DutyStatus:
 def list_duties(tx: Transaction, agreement: Agreement, *, now: float) -> list[DutyStatus]:
     """All duties of an agreement, in the policy's order, without masks, which the engine enforces.
 
-    Raises: Refused if the policy is not understood any more.
+    Raises: Denied if the policy is not understood any more.
     """
     policy = stored_policies.read_agreement_policy(agreement)
     happened = _read_event_times(tx, agreement, policy, now)

@@ -9,7 +9,10 @@ from connector.store.engine import Store
 
 
 class SharedCallers:
-    """Used tokens and presented credentials in the connector's database. Each method raises Busy if it is away."""
+    """Used tokens and presented credentials in the connector's database.
+
+    Each method raises Unavailable if the database is away.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -25,8 +25,8 @@ _HELD_MAX = 1_000
 async def store_credential(store: Store, resolver: DidResolver, text: str, *, did: str, by: str) -> HeldCredential:
     """Check a credential about us (`did`) and store it; the same one again changes nothing.
 
-    Raises: Invalid if it is not about us, not valid now, or not signed by its issuer; Busy if that cannot be checked
-    now.
+    Raises: Invalid if it is not about us, not valid now, or not signed by its issuer; Unavailable if that cannot be
+    checked now.
     """
     credential = await check_credential(resolver, text, did=did)
     (row,) = await store_checked(store, [credential], by=by)
@@ -34,7 +34,7 @@ async def store_credential(store: Store, resolver: DidResolver, text: str, *, di
 
 
 async def check_credential(resolver: DidResolver, text: object, *, did: str) -> Credential:
-    """A credential about us, signed by its issuer. Raises: Invalid, Busy."""
+    """A credential about us, signed by its issuer. Raises: Invalid, Unavailable."""
     try:
         credential = read_credential(text, holder=did, now=time.time())
         await verify_jwt(

@@ -19,7 +19,7 @@ from connector.wallet.held_credentials import store_credential
 async def import_credential(settings: Settings, path: Path) -> HeldCredential:
     """Check and store the credential in a file (a JWT). The issuer's DID document must be reachable.
 
-    Raises: Invalid, Busy.
+    Raises: Invalid, Unavailable.
     """
     text = _read(path)
     participant = settings.participant_id or did.did_of(settings.root_url)

@@ -32,8 +32,8 @@ async def run_in_send_thread(
     A cancelled caller still waits for the end of `work`: its descriptors must not be closed while in use, since the
     next connection or file would get the same numbers.
 
-    Raises: Busy where the disk does not answer. The thread is lost until it does. It keeps the files that `work` refers
-    to, and `out`, its target socket, which is detached and closed when it ends.
+    Raises: Unavailable where the disk does not answer. The thread is lost until it does. It keeps the files that `work`
+    refers to, and `out`, its target socket, which is detached and closed when it ends.
     """
     job, ends = _executor_of(device).submit(work), time.monotonic() + _SECONDS
     running = asyncio.wrap_future(job)

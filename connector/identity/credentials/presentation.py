@@ -26,7 +26,7 @@ async def read_presentation(
 ) -> list[object]:
     """The credentials (JWTs, unread) that `holder` presents to `audience`.
 
-    `without_audience`: accept a presentation that names no audience. Raises: Unproven, Busy.
+    `without_audience`: accept a presentation that names no audience. Raises: Unproven, Unavailable.
     """
     if isinstance(given, dict):
         given = _enveloped(given, "EnvelopedVerifiablePresentation", _VP_DATA)

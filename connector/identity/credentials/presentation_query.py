@@ -51,7 +51,7 @@ class PresentationService:
     async def answer(self, authorization: str | None, read: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         """The PresentationResponseMessage for a query, which `read` gets once its sender is known.
 
-        Raises: Unproven, Busy, Invalid, Forbidden.
+        Raises: Unproven, Unavailable, Invalid, Forbidden.
         """
         caller, token = await self._identity.authenticate_query(authorization)
         now, did = time.time(), self._identity.did

@@ -38,7 +38,7 @@ class SchemaChecker:
     async def check(
         self, named: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str, Any]], *, now: float
     ) -> None:
-        """Check all subjects against all schemas. Raises: Unproven, Busy."""
+        """Check all subjects against all schemas. Raises: Unproven, Unavailable."""
         for entry in named:
             url = entry.get("id")
             if entry.get("type") not in _KINDS or not isinstance(url, str):

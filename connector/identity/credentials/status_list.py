@@ -61,7 +61,7 @@ class StatusLists:
     async def check(self, entry: Mapping[str, Any], *, issuer: str, now: float) -> float:
         """Check that an entry's bit is not set. Returns until when that counts (UTC seconds).
 
-        Raises: Unproven if it is set or the entry or list is invalid; Busy if the list cannot be had now.
+        Raises: Unproven if it is set or the entry or list is invalid; Unavailable if the list cannot be had now.
         """
         is_set, until = await self.read(entry, issuer=issuer, now=now)
         if is_set:
@@ -72,7 +72,7 @@ class StatusLists:
     async def read(self, entry: Mapping[str, Any], *, issuer: str, now: float) -> tuple[bool, float]:
         """Whether an entry's bit is set, and until when that counts (UTC seconds).
 
-        Raises: Unproven if the entry or list is invalid; Busy if the list cannot be had now.
+        Raises: Unproven if the entry or list is invalid; Unavailable if the list cannot be had now.
         """
         kind = _KINDS.get(str(entry.get("type")))
         url, index, purpose = (entry.get(name) for name in ("statusListCredential", "statusListIndex", "statusPurpose"))

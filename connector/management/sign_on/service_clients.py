@@ -57,7 +57,8 @@ class ServiceClients:
     async def authenticate(self, form: Mapping[str, str], *, now: float) -> CheckedAssertion:
         """Check the assertion of a form (steps 1 to 3).
 
-        Raises: Invalid, JoseError or AuthlibBaseError with the reason for our log; Busy if the keys cannot be had.
+        Raises: Invalid, JoseError or AuthlibBaseError with the reason for our log; Unavailable if the keys cannot be
+        had.
         """
         text = form.get("client_assertion", "")
         if form.get("client_assertion_type") != ASSERTION_TYPE or "client_secret" in form:
