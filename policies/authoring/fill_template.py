@@ -48,12 +48,10 @@ def fill_template(form: OfferForm, columns: Sequence[ColumnFigures], *, dataset:
         return made
     person = form.limits.per if form.limits.per in known else _person_column(columns)
     free = [one for one in columns if one.name not in made.columns.hide and one.name != person]
-    return replace(
-        made,
-        limits=replace(form.limits, per=person),
-        group_by=_keep(form.group_by, known) or _propose_groups(free),
-        measure=_keep(form.measure, known) or _propose_measures(free),
-    )
+    measure = _keep(form.measure, known)
+    group_by = _keep(form.group_by, known) or _propose_groups([one for one in free if one.name not in dict(measure)])
+    measure = measure or _propose_measures([one for one in free if one.name not in dict(group_by)])
+    return replace(made, limits=replace(form.limits, per=person), group_by=group_by, measure=measure)
 
 
 def _keep(pairs: Sequence[tuple[str, str]], known: set[str]) -> tuple[tuple[str, str], ...]:

@@ -24,6 +24,7 @@ def test_a_filled_template_names_columns_of_the_dataset_only(name: str) -> None:
     assert named - {""} <= {one.name for one in COLUMNS}
     assert convert.read_form(convert.write_form(form)) == form
     assert (form.dataset, form.rows) == ("patients", "")
+    assert not dict(form.group_by).keys() & dict(form.measure).keys()  # a column is one or the other
 
 
 def test_figures_are_proposed_where_the_template_knows_other_columns() -> None:
