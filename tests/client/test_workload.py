@@ -77,7 +77,7 @@ def test_a_token_serves_to_its_end_while_no_new_one_can_be_had(place: Connector,
         space.me()
         space.me()
         assert exchanges(place) == 2  # not again at once
-        clock[0] += workload._RETRY_AFTER
+        clock[0] += workload.RETRY_AFTER
         space.me()
         assert exchanges(place) == 3
         clock[0] += LIFETIME

@@ -84,7 +84,7 @@ async def provider(
     folder: Path, port: int, base: str, key: ECKey | None = None, *, lifetime: int = 3600
 ) -> AsyncIterator[None]:
     """The provider, from its first word to the end of the block."""
-    script = folder / "provider.mjs"  # a module finds others from where it stands
+    script = folder / f"provider-{port}.mjs"  # a module finds others from where it stands; tests run side by side
     shutil.copy(SCRIPT, script)
     pipe = asyncio.subprocess.PIPE
     keys = [] if key is None else [json.dumps(KeySet([key]).as_dict(private=False))]
@@ -94,11 +94,13 @@ async def provider(
     try:
         async with asyncio.timeout(60):
             while b"listening" not in (line := await process.stdout.readline()):
-                assert line, "the provider ended"
+                assert line, f"the provider ended: {(await process.communicate())[1].decode()}"
         yield
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.communicate()
+        script.unlink()
 
 
 @asynccontextmanager
