@@ -25,7 +25,7 @@ from connector.console.view import formatting
 from connector.errors import ConnectorError, Forbidden, Invalid, Unproven, validation_error
 from connector.events import Event
 from connector.infra.html.languages import COOKIE as LANGUAGE_COOKIE
-from connector.infra.html.languages import VARY, bind_language, choose_language
+from connector.infra.html.languages import VARY, bind_language, choose_language, translations
 from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
@@ -58,6 +58,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
     "DECIDED": formatting.DECIDED,
     "KINDS": formatting.KINDS,
     "OWNERS_GROUPS": OWNERS_GROUPS,
+    "ROLES": formatting.ROLES,
     "STAGES": formatting.STAGES,
     "TEMPLATE_TITLES": formatting.TEMPLATE_TITLES,
 }
@@ -198,8 +199,11 @@ class PageRenderer:
             extensions=["jinja2.ext.i18n"],
         )
         bind_language(made, language)
-        made.filters.update(formatting.FILTERS)
-        made.globals.update(LABELS, us=self._us)
+        made.filters.update(formatting.filters(language))
+        gettext = translations(language).gettext
+        for name, labels in LABELS.items():
+            made.globals[name] = {word: gettext(text) for word, text in labels.items()}
+        made.globals["us"] = self._us
         return made
 
     def _caller(self, request: Request) -> Caller | None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from connector.infra.html.wording import format_age, format_count
+from babel.dates import format_datetime
+from babel.numbers import get_decimal_symbol
+
+from connector.infra.html.languages import DEFAULT, translations
+from connector.infra.html.wording import format_age, format_count, format_number
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.odrl import reader
@@ -79,6 +84,14 @@ STAGES = {
     "digesting": "Taking the digest of each file",
     "storing": "Storing",
 }
+ROLES = {"provider": "provider", "consumer": "consumer"}
+STATES = (
+    "requested", "offered", "accepted", "agreed", "verified", "finalized", "terminated", "started", "suspended",
+    "completed", "held", "active", "ended", "pending", "withdrawn", "revoked", "expired", "ok", "refused", "failed",
+    "broken", "complete", "partial", "stopped", "registered", "in progress", "waiting", "planning", "asking", "merging",
+    "finding", "converting", "checking", "counting", "digesting", "storing", "offline", "stale", "unreachable",
+)  # fmt: skip
+_DATES = {"en": ("d MMM y, HH:mm:ss 'UTC'", "d MMMM y"), "de": ("d. MMM y, HH:mm:ss 'UTC'", "d. MMMM y")}
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since the epoch: years 1 to 9999
 _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
@@ -89,15 +102,13 @@ def _utc(at: float) -> datetime:
     return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
 
 
-def moment(at: float) -> str:
+def moment(at: float, language: str = DEFAULT) -> str:
     """Format a time as `24 Nov 2026, 17:05:09 UTC`."""
-    found = _utc(at)
-    return f"{found.day} {found:%b %Y, %H:%M:%S} UTC"
+    return format_datetime(_utc(at), _DATES[language][0], locale=language)
 
 
-def day(at: float) -> str:
-    found = _utc(at)
-    return f"{found.day} {found:%B %Y}"
+def day(at: float, language: str = DEFAULT) -> str:
+    return format_datetime(_utc(at), _DATES[language][1], locale=language)
 
 
 def instant(at: float) -> str:
@@ -105,17 +116,21 @@ def instant(at: float) -> str:
     return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def size(nbytes: float) -> str:
+def size(nbytes: float, language: str = DEFAULT) -> str:
     """Format a size as `812 B` or `5.3 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else _one_digit(nbytes, unit, language)
         nbytes /= 1000
-    return f"{nbytes:.1f} TB"
+    return _one_digit(nbytes, "TB", language)
 
 
-def format_duration(ms: float) -> str:
-    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+def format_duration(ms: float, language: str = DEFAULT) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else _one_digit(ms / 1000, "s", language)
+
+
+def _one_digit(number: float, unit: str, language: str) -> str:
+    return f"{number:.1f} {unit}".replace(".", get_decimal_symbol(language))
 
 
 def short(identifier: str) -> str:
@@ -153,11 +168,12 @@ def tone(state: str) -> str:
     return "active" if state in _GOOD else "unreachable" if state in _BAD else "stale"
 
 
-def readable(state: str) -> str:
-    return state.replace("_", " ").capitalize()
+def readable(state: str, language: str = DEFAULT) -> str:
+    text = state.replace("_", " ").capitalize()
+    return translations(language).gettext(text) if text else ""
 
 
-_STOPPED = {
+STOPPED = {
     ("provider", "provider"): "We stopped it; only we resume it",
     ("provider", "consumer"): "Its user paused it, and may resume it",
     ("provider", "facts"): "What is known of its user rules it out; it goes on by itself when that changes",
@@ -166,17 +182,19 @@ _STOPPED = {
 }
 
 
-def explain_stop(role: str, by: str) -> str:
+def explain_stop(role: str, by: str, language: str = DEFAULT) -> str:
     """Return who suspended a transfer and who can resume it; empty if it is not suspended."""
-    return _STOPPED.get((role, by), by)
+    text = STOPPED.get((role, by))
+    return translations(language).gettext(text) if text else by
 
 
-_TRANSPORTS = {"http": "over HTTP", "flight": "over Arrow Flight", "push": "pushed by us"}
+TRANSPORTS = {"http": "over HTTP", "flight": "over Arrow Flight", "push": "pushed by us"}
 
 
-def transport(name: str) -> str:
+def transport(name: str, language: str = DEFAULT) -> str:
     """Return the label of a transport."""
-    return _TRANSPORTS.get(name, name)
+    text = TRANSPORTS.get(name)
+    return translations(language).gettext(text) if text else name
 
 
 def page_link(path: str, asked: Mapping[str, str], page: int) -> str:
@@ -210,24 +228,32 @@ def sentence(text: str) -> str:
     return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
 
-FILTERS: Mapping[str, Any] = {
+_IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
     "moment": moment,
     "day": day,
-    "instant": instant,
     "counted": format_count,
+    "number": format_number,
     "size": size,
     "lasting": format_duration,
+    "readable": readable,
+    "stopped": explain_stop,
+    "transport": transport,
+}
+_IN_NONE: Mapping[str, Any] = {
+    "instant": instant,
     "short": short,
     "party": party,
     "term": term,
     "tone": tone,
-    "readable": readable,
     "grouped": grouped,
     "share": share,
     "sentence": sentence,
-    "stopped": explain_stop,
-    "transport": transport,
     "asking": page_link,
     "at": lambda identifier, prefix: path_of(prefix, identifier),
 }
+
+
+def filters(language: str) -> dict[str, Any]:
+    """Return the filters of the templates in a language."""
+    return {**_IN_NONE, **{name: partial(each, language=language) for name, each in _IN_LANGUAGES.items()}}

@@ -22,9 +22,9 @@ LANGUAGES: Mapping[str, str] = {"en": "English", "de": "Deutsch"}
 
 COOKIE = "hanse_language"
 COOKIE_SECONDS = 365 * 86_400
+DEFAULT = "en"
 VARY = "Accept-Language, Cookie"
-_FOLDER = Path(__file__).parent / "locale"
-_DEFAULT = "en"
+FOLDER = Path(__file__).parent / "locale"
 _HEADER_MAX, _NAMED_MAX = 500, 20
 
 
@@ -35,7 +35,7 @@ def choose_language(cookie: str, accepted: str) -> str:
     """
     if cookie in LANGUAGES:
         return cookie
-    return negotiate_locale(_preferred(accepted), LANGUAGES, sep="-", aliases={}) or _DEFAULT
+    return negotiate_locale(_preferred(accepted), LANGUAGES, sep="-", aliases={}) or DEFAULT
 
 
 def _preferred(accepted: str) -> list[str]:
@@ -59,9 +59,9 @@ def _weight(parameter: str) -> float:
 @cache
 def translations(language: str) -> NullTranslations:
     """Return the texts of one of `LANGUAGES`."""
-    if language == _DEFAULT:
+    if language == DEFAULT:
         return NullTranslations()
-    with (_FOLDER / f"{language}.po").open("rb") as file:
+    with (FOLDER / f"{language}.po").open("rb") as file:
         catalogue = read_po(file, locale=language, abort_invalid=True)
     compiled = BytesIO()
     write_mo(compiled, catalogue)
