@@ -1,4 +1,4 @@
-"""Login, logout and static files: the only routes that need no session. `management.sign_on` does the sign-on."""
+"""Login, logout, language and static files: the only routes without a session. `management.sign_on` does sign-on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from connector.console.page import PageRenderer, local_path, read_form
-from connector.errors import Absent, Unproven
+from connector.errors import Absent, Invalid, Unproven
 from connector.identity.openid.login import ATTEMPT_SECONDS
 from connector.infra import html
+from connector.infra.html.languages import COOKIE as LANGUAGE_COOKIE
+from connector.infra.html.languages import COOKIE_SECONDS, LANGUAGES
 from connector.management.sign_on.auth import COOKIE
 from connector.management.sign_on.people import ATTEMPT_COOKIE, Login, SignOn
 
@@ -34,6 +36,19 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
         headers = {"cache-control": "public, max-age=300"}
         file, media = _FILES[name]
         return FileResponse(file, media_type=media, headers=headers)
+
+    @routes.post("/language")
+    async def switch_language(request: Request) -> Response:
+        """Keep the language of this browser's pages in a cookie, and return to the page."""
+        form = await read_form(request)
+        language = form.get("language")
+        if language not in LANGUAGES:
+            raise Invalid(f"expected one of the languages {', '.join(LANGUAGES)}, got {language[:20]!r}")
+        answer = RedirectResponse(local_path(form.get("to")), status_code=303)
+        answer.set_cookie(
+            LANGUAGE_COOKIE, language, max_age=COOKIE_SECONDS, httponly=True, samesite="lax", secure=secure, path="/"
+        )
+        return answer
 
     @routes.get("/login")
     async def login_page(request: Request, to: str = "/") -> Response:

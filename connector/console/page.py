@@ -24,6 +24,8 @@ from connector import raw_access
 from connector.console.view import formatting
 from connector.errors import ConnectorError, Forbidden, Invalid, Unproven, validation_error
 from connector.events import Event
+from connector.infra.html.languages import COOKIE as LANGUAGE_COOKIE
+from connector.infra.html.languages import VARY, bind_language, choose_language
 from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
@@ -47,6 +49,19 @@ Numbered = Annotated[int, Query(ge=1, le=PAGES_MAX)]
 
 Names = Mapping[str, Mapping[str, Any]]
 """Members by DID, from the operator's register."""
+
+
+LABELS: Mapping[str, Mapping[str, str]] = {
+    "TIERS": TIERS,
+    "ACTION_TITLES": formatting.ACTION_TITLES,
+    "CONSUMERS_GROUPS": CONSUMERS_GROUPS,
+    "DECIDED": formatting.DECIDED,
+    "KINDS": formatting.KINDS,
+    "OWNERS_GROUPS": OWNERS_GROUPS,
+    "STAGES": formatting.STAGES,
+    "TEMPLATE_TITLES": formatting.TEMPLATE_TITLES,
+}
+"""Texts of words that the templates have by name."""
 
 
 def page_slice(page: int, size: int) -> dict[str, Any]:
@@ -131,22 +146,8 @@ class PageRenderer:
     ) -> None:
         self.tokens = tokens
         self._members, self._waiting = members, waiting
-        folder = FileSystemLoader(Path(__file__).parent / "templates")
-        self._pages = Environment(
-            loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        self._pages.filters.update(formatting.FILTERS)
-        self._pages.globals.update(
-            us={"name": name, "title": title or name, "participant": participant, "version": version},
-            TIERS=TIERS,
-            ACTION_TITLES=formatting.ACTION_TITLES,
-            CONSUMERS_GROUPS=CONSUMERS_GROUPS,
-            DECIDED=formatting.DECIDED,
-            KINDS=formatting.KINDS,
-            OWNERS_GROUPS=OWNERS_GROUPS,
-            STAGES=formatting.STAGES,
-            TEMPLATE_TITLES=formatting.TEMPLATE_TITLES,
-        )
+        self._us = {"name": name, "title": title or name, "participant": participant, "version": version}
+        self._environments: dict[str, Environment] = {}  # by language
 
     def router(self) -> APIRouter:
         """Return a router for pages: no API schema, errors as pages, security headers."""
@@ -172,12 +173,34 @@ class PageRenderer:
         caller = self._caller(request)
         waiting = await self._waiting() if caller is not None and caller.may("read") else 0
         shown = {"me": caller, "now": time.time(), "where": "", "names": await self.names(), "badge": waiting}
-        html = self._pages.get_template(template).render(**(shown | context))
-        return HTMLResponse(html, status_code=status)
+        shown |= {"this_page": _path_asked(request) if request.method in _SAFE else "/"}
+        language = choose_language(request.cookies.get(LANGUAGE_COOKIE, ""), request.headers.get("accept-language", ""))
+        html = self._environment(language).get_template(template).render(**(shown | context))
+        return HTMLResponse(html, status_code=status, headers={"vary": VARY})
 
     async def render_problem(self, request: Request, error: ConnectorError) -> Response:
         """Render an error as a page."""
         return await self.render(request, "problem.html", status=error.status, error=error)
+
+    def _environment(self, language: str) -> Environment:
+        """Return the environment of a language: each has its own, so that no request sees another one's language."""
+        if language not in self._environments:
+            self._environments[language] = self._make_environment(language)
+        return self._environments[language]
+
+    def _make_environment(self, language: str) -> Environment:
+        made = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.i18n"],
+        )
+        bind_language(made, language)
+        made.filters.update(formatting.FILTERS)
+        made.globals.update(LABELS, us=self._us)
+        return made
 
     def _caller(self, request: Request) -> Caller | None:
         found = getattr(request.state, "caller", None)
@@ -249,9 +272,12 @@ def local_path(path: str) -> str:
     return path if fits and path.isprintable() and "\\" not in path else "/"
 
 
+def _path_asked(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
 def _to_login(request: Request) -> Response:
-    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    target = asked if request.method in _SAFE else "/"
+    target = _path_asked(request) if request.method in _SAFE else "/"
     answer = RedirectResponse(f"/login?to={quote(local_path(target), safe='/')}", status_code=303)
     if COOKIE in request.cookies:  # the token is invalid; another try with it would only fill the log
         answer.delete_cookie(COOKIE)
