@@ -91,6 +91,7 @@ class Site:
             TIERS=TIERS,
             TERM_GROUPS=CONSUMERS_GROUPS,
             FACETS=FACETS,
+            SORTS=questions.SORTS,
             EXPORTS=EXPORTS,
         )
 
@@ -134,9 +135,11 @@ class Site:
             q: str = "",
             column: Annotated[list[str] | None, Query()] = None,
             page: int = 1,
+            sort: str = "relevance",
             viewer: Viewer = looking,
         ) -> Response:
-            asked = questions.parse_query(q, columns=column or (), filters=filters_of(request), page=page)
+            filters = filters_of(request)
+            asked = questions.parse_query(q, columns=column or (), filters=filters, page=page, sort=sort)
             results = await self._search.ask(asked, viewer)
             spoilers = await self._spoilers(asked, viewer) if not results.total else []
             return self._page("search.html", viewer, results=results, spoilers=spoilers, where="search")

@@ -21,6 +21,7 @@ from catalogue.search.highlight import Matches, Segment
 from catalogue.search.index import Index, IndexHits
 from catalogue.search.search_query import DEPTH_MAX, SearchQuery
 from catalogue.search.substrings import are_within, is_part, words_of
+from catalogue.search.suggestions import SHOWN, Suggestion, suggest
 from catalogue.search.visibility import has_seen, view_for
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member
@@ -109,6 +110,12 @@ class Search:
         titles = {card.owner: card.owner_title for card in cards}
         facets = _values(found, question, await self._store.read(partial(_read_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
+
+    async def suggest(self, question: SearchQuery, beginning: str, viewer: Viewer) -> list[Suggestion]:
+        """Completions of a search whose last word begins so, from datasets that the viewer may see; at most SHOWN."""
+        found = await self._in_index(partial(self._index.begins, question, beginning, viewer, limit=SHOWN))
+        cards = await self._store.read(partial(_read_views, ids=found, viewer=viewer))
+        return await self._in_index(partial(suggest, cards, question.words, beginning))
 
     async def count(self, question: SearchQuery, viewer: Viewer) -> int:
         """The number of hits for a viewer. Raises Busy as `ask` does."""

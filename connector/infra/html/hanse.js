@@ -58,6 +58,35 @@
     });
   };
 
+  /* Completes what is typed: the newest answer fills the list, and a question that is overtaken is given up. */
+  const suggestions = () => {
+    const box = document.querySelector("input[data-suggestions]");
+    if (!box || !box.list) return;
+    let timer = 0;
+    let asking = null;
+    const ask = async () => {
+      if (asking) asking.abort();
+      asking = new AbortController();
+      const fields = new URLSearchParams(new FormData(box.form));
+      fields.delete("sort");
+      try {
+        const answer = await fetch(`${box.dataset.suggestions}?${fields}`, { signal: asking.signal });
+        if (!answer.ok) return;
+        const found = (await answer.json()).suggestions;
+        box.list.replaceChildren(...found.map((one) => {
+          const option = document.createElement("option");
+          option.value = one.text;
+          option.label = one.kind;
+          return option;
+        }));
+      } catch { /* overtaken, or no connection: the search works without */ }
+    };
+    box.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(ask, 150);
+    });
+  };
+
   const facetFolding = () => {
     if (!matchMedia("(max-width: 60rem)").matches) return;
     for (const details of document.querySelectorAll(".all-filters")) details.open = false;
@@ -84,6 +113,7 @@
     copyButtons();
     rowFilters();
     searchKey();
+    suggestions();
     facetFolding();
     sentOnce();
   });
