@@ -142,7 +142,8 @@ class Site:
             asked = questions.parse_query(q, columns=column or (), filters=filters, page=page, sort=sort)
             results = await self._search.ask(asked, viewer)
             spoilers = await self._spoilers(asked, viewer) if not results.total else []
-            return self._page("search.html", viewer, results=results, spoilers=spoilers, where="search")
+            cards = await self._search.group(results, viewer)
+            return self._page("search.html", viewer, results=results, cards=cards, spoilers=spoilers, where="search")
 
         @routes.get("/members", response_class=HTMLResponse)
         async def members(viewer: Viewer = looking) -> Response:

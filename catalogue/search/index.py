@@ -24,6 +24,7 @@ import tantivy
 
 from catalogue.api.access import MEMBERS, Viewer
 from catalogue.crawl.languages import tag_of
+from catalogue.search.dataset_groups import GROUPED_MAX, group_key
 from catalogue.search.facets import FACETS, THEMES, EntryView
 from catalogue.search.hit_counts import build_terms, count_facets, count_hits
 from catalogue.search.search_query import TEXT_MAX, SearchQuery
@@ -207,6 +208,13 @@ class Index:
         )  # stub: no `count`
         return IndexHits(_ids(searcher, result), result.count, self._counts(searcher, question, viewer, query))
 
+    def grouped(self, question: SearchQuery, keys: Iterable[str], viewer: Viewer) -> tuple[str, ...]:
+        """Ids of the first GROUPED_MAX hits, over all pages, that have one of these keys of groups."""
+        parts = [self._query(question, viewer), self._any("group", keys)]
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        searcher = self._live.engine.searcher()
+        return _ids(searcher, searcher.search(query, GROUPED_MAX, **_ORDERS[question.order]))
+
     def begins(self, question: SearchQuery, beginning: str, viewer: Viewer, *, limit: int) -> tuple[str, ...]:
         """Ids of the best hits that also have a word with this beginning. None for a beginning without letters."""
         folded = next(iter(self.words_in(beginning)), "")
@@ -336,6 +344,7 @@ class Index:
         far = {"owner": owner, "description": description}
         return {
             "id": entry.id,
+            "group": group_key(card),
             "by_title": self._sort_key(entry.title, entry.id),
             "by_owner": self._sort_key(card.owner_title, self._sort_key(entry.title, entry.id)),
             **near,
@@ -465,7 +474,7 @@ def _within(names: Iterable[str], most: int) -> list[str]:
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
-    for field in ("view", "hidden_from", "column_exact"):
+    for field in ("view", "hidden_from", "column_exact", "group"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
     for name in FACETS:
         builder.add_text_field(f"facet_{name}", fast=True, tokenizer_name="raw", index_option="basic")
