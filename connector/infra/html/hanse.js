@@ -20,13 +20,14 @@
 
   const copyButtons = () => {
     if (!navigator.clipboard) return;
-    for (const snippet of document.querySelectorAll(".snippet")) {
+    for (const snippet of document.querySelectorAll(".snippet, .copyable")) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "copy";
       button.textContent = "Copy";
+      if (snippet.dataset.what) button.setAttribute("aria-label", `Copy ${snippet.dataset.what}`);
       button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(snippet.querySelector("pre").textContent);
+        await navigator.clipboard.writeText(snippet.querySelector("pre, code").textContent);
         button.textContent = "Copied";
         setTimeout(() => { button.textContent = "Copy"; }, 1500);
       });
