@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,10 +15,12 @@ from catalogue.members.register import RegisterSigner
 from catalogue.search import search_query
 from catalogue.search.facets import FACETS, facet_named
 from catalogue.search.search_service import Search
+from catalogue.search.suggestions import split_last
 from catalogue.settings import CatalogueSettings
 from connector.errors import Invalid
 
-_OWN = ("q", "column", "page", "size")
+_OWN = ("q", "column", "page", "size", "sort")
+_SUGGEST_MIN = 2  # letters of a word that is completed
 _Many = Annotated[list[str] | None, Query()]
 
 
@@ -66,15 +69,31 @@ def router(
         keyword: _Many = None,
         page: int = 1,
         size: int = search_query.SIZE,
+        sort: Annotated[str, Query(description="relevance, title, newest or owner.")] = "relevance",
     ) -> dict[str, Any]:
         """Datasets that fit, best first, with facet counts. Every facet's name is also a parameter."""
         check_known(request)
-        asked = search_query.parse_query(q, columns=column or (), filters=filters_of(request), page=page, size=size)
+        filters = filters_of(request)
+        asked = search_query.parse_query(q, columns=column or (), filters=filters, page=page, size=size, sort=sort)
         found = await search.ask(asked, viewer)
         if page < found.pages:
             query = request.url.include_query_params(page=page + 1).query
             response.headers["link"] = f'<{settings.root_url}/api/v1/search?{query}>; rel="next"'
         return schemas.results(found, root=settings.root_url, now=clock())
+
+    @routes.get("/api/v1/search/suggestions", tags=["search"])
+    async def suggestions(
+        request: Request,
+        viewer: Viewer = looking,
+        q: Annotated[str, Query(description="What is typed so far.")] = "",
+        column: Annotated[list[str] | None, Query(description="Names of columns that a dataset must have.")] = None,
+    ) -> dict[str, Any]:
+        """At most eight completions of a search, from datasets that the caller may see. Facets are parameters too."""
+        check_known(request)
+        head, beginning = split_last(q)
+        asked = search_query.parse_query(head, columns=column or (), filters=filters_of(request))
+        found = await search.suggest(asked, beginning, viewer) if len(beginning) >= _SUGGEST_MIN else []
+        return {"suggestions": [asdict(one) for one in found]}
 
     @routes.get("/api/v1/datasets/{dataset_id:path}", tags=["search"])
     async def dataset(dataset_id: str, viewer: Viewer = looking) -> dict[str, Any]:

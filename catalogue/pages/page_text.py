@@ -89,12 +89,14 @@ def search_url(question: SearchQuery, **changes: Any) -> str:
     columns = list(question.columns)
     words = changes.pop("words", question.words)
     page = changes.pop("page", 1)
+    sort = changes.pop("sort", question.sort)
     for name, value in changes.items():
         chosen = columns if name == "column" else filters.setdefault(name, [])
         chosen.remove(value) if value in chosen else chosen.append(value)
     pairs = [("q", words)] if words else []
     pairs += [("column", column) for column in columns]
     pairs += [(name, value) for name, values in filters.items() for value in values]
+    pairs += [("sort", sort)] if sort != "relevance" else []
     pairs += [("page", str(page))] if page > 1 else []
     return "/?" + urlencode(pairs) if pairs else "/"
 

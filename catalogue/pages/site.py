@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,41 +23,19 @@ from catalogue.crawl.description_quality import validate
 from catalogue.exports import EXPORTS
 from catalogue.members.members import Application, Members
 from catalogue.pages import page_text
+from catalogue.pages.member_lines import OUTCOMES, WHY, list_member_lines, read_member_health
 from catalogue.search import search_query as questions
 from catalogue.search.facets import FACETS, EntryView
 from catalogue.search.search_query import SearchQuery
 from catalogue.search.search_service import Search
 from catalogue.settings import CatalogueSettings
-from catalogue.store import CatalogueStore, CatalogueTransaction
-from catalogue.store.tables import CrawlState, Member, VisitRecord
+from catalogue.store import CatalogueStore
+from catalogue.store.tables import Member
 from connector.errors import ConnectorError, Invalid, Unproven
 from connector.infra.html.wording import CONSUMERS_GROUPS, TIERS
 
 _FIELDS_MAX = 50
 _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits leads to, and how long they may take
-
-
-@dataclass(frozen=True, slots=True)
-class MemberLine:
-    """One member on the members page; `datasets` counts what this viewer may see.
-
-    For the operator: `credentials` counts its credentials by state, `undelivered` says why one is not delivered yet.
-    """
-
-    member: Member
-    source: CrawlState | None
-    datasets: int
-    run: VisitRecord | None
-    credentials: Mapping[str, int]
-    undelivered: str
-
-    @property
-    def state(self) -> str:
-        if self.member.status != "active":
-            return self.member.status
-        if self.source is None or (self.source.state == "new" and not self.source.failures):
-            return "new"
-        return "stale" if self.source.state == "new" else self.source.state
 
 
 class Site:
@@ -91,6 +68,9 @@ class Site:
             TIERS=TIERS,
             TERM_GROUPS=CONSUMERS_GROUPS,
             FACETS=FACETS,
+            SORTS=questions.SORTS,
+            OUTCOMES=OUTCOMES,
+            WHY=WHY,
             EXPORTS=EXPORTS,
         )
 
@@ -134,12 +114,15 @@ class Site:
             q: str = "",
             column: Annotated[list[str] | None, Query()] = None,
             page: int = 1,
+            sort: str = "relevance",
             viewer: Viewer = looking,
         ) -> Response:
-            asked = questions.parse_query(q, columns=column or (), filters=filters_of(request), page=page)
+            filters = filters_of(request)
+            asked = questions.parse_query(q, columns=column or (), filters=filters, page=page, sort=sort)
             results = await self._search.ask(asked, viewer)
             spoilers = await self._spoilers(asked, viewer) if not results.total else []
-            return self._page("search.html", viewer, results=results, spoilers=spoilers, where="search")
+            cards = await self._search.group(results, viewer)
+            return self._page("search.html", viewer, results=results, cards=cards, spoilers=spoilers, where="search")
 
         @routes.get("/members", response_class=HTMLResponse)
         async def members(viewer: Viewer = looking) -> Response:
@@ -150,7 +133,7 @@ class Site:
     ) -> Response:
         """Every member, and for the operator the form to admit one: with what it said where that was refused."""
         counts = await self._search.owners(viewer)
-        lines = await self._store.read(partial(_list_member_lines, viewer=viewer, counts=counts))
+        lines = await self._store.read(partial(list_member_lines, viewer=viewer, counts=counts))
         status = error.status if error else 200
         return self._page("members.html", viewer, status=status, lines=lines, asked=asked, error=error, where="members")
 
@@ -209,7 +192,11 @@ class Site:
 
     def _operator(self, routes: APIRouter) -> None:
         operator = Depends(self._access.operator())
-        back = partial(RedirectResponse, "/members", status_code=303)
+
+        @routes.get("/members/{name}", response_class=HTMLResponse)
+        async def member(name: str, viewer: Viewer = operator) -> Response:
+            health = await self._store.read(partial(read_member_health, key=name))
+            return self._page("member.html", viewer, health=health, where="members")
 
         @routes.post("/members")
         async def join(request: Request, viewer: Viewer = operator) -> Response:
@@ -227,17 +214,23 @@ class Site:
             if question := fields.pop("ask", ""):  # no script of the page has asked it
                 return self._page("sure.html", viewer, question=question, fields=fields, where="members")
             changes = {str(name): fields[name] for name in ("status", "reason") if name in fields}
-            await self._members.change(fields.get("member", ""), changes=changes)
-            return back()
+            member = await self._members.change(fields.get("member", ""), changes=changes)
+            return _back(fields, member)
 
         @routes.post("/members/visit", dependencies=[operator])
         async def visit(request: Request) -> Response:
-            key = (await _fields(request)).get("member", "")
-            member = await self._store.read(lambda tx: tx.members.of(key))
+            fields = await _fields(request)
+            member = await self._store.read(lambda tx: tx.members.of(fields.get("member", "")))
             if member.status != "active":
                 raise Invalid(f"{member.name} is {member.status}; its connector is not visited")
             await asyncio.wait([self._crawler.start(member.id, why="operator")], timeout=20.0)
-            return back()
+            return _back(fields, member)
+
+
+def _back(fields: Mapping[str, str], member: Member) -> Response:
+    """To the page that the form was on: of one member, or the list."""
+    here = f"/members/{member.name}" if fields.get("from") == "member" else "/members"
+    return RedirectResponse(here, status_code=303)
 
 
 async def _fields(request: Request) -> dict[str, str]:
@@ -248,22 +241,3 @@ async def _fields(request: Request) -> dict[str, str]:
     except ValueError as error:
         raise Invalid(f"expected a form with at most {_FIELDS_MAX} fields") from error
     return {name: values[-1].strip() for name, values in fields.items()}
-
-
-def _list_member_lines(tx: CatalogueTransaction, *, viewer: Viewer, counts: dict[str, int]) -> list[MemberLine]:
-    """Every member, with what the viewer may see of it; suspended ones are shown to the operator only."""
-    sources = {source.member_id: source for source in tx.members.list_sources()}
-    issued = tx.issuances.count_by_state(tx.now) if viewer.is_operator else {}
-    problems = tx.issuances.list_problems() if viewer.is_operator else {}
-    return [
-        MemberLine(
-            member,
-            sources.get(member.id),
-            counts.get(member.name, 0),
-            next(iter(tx.members.list_runs(member.id, limit=1)), None) if viewer.is_operator else None,
-            issued.get(member.id, {}),
-            problems.get(member.id, ""),
-        )
-        for member in tx.members.list_all()
-        if viewer.is_operator or member.status == "active"
-    ]

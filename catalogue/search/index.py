@@ -24,6 +24,7 @@ import tantivy
 
 from catalogue.api.access import MEMBERS, Viewer
 from catalogue.crawl.languages import tag_of
+from catalogue.search.dataset_groups import GROUPED_MAX, group_key
 from catalogue.search.facets import FACETS, THEMES, EntryView
 from catalogue.search.hit_counts import build_terms, count_facets, count_hits
 from catalogue.search.search_query import TEXT_MAX, SearchQuery
@@ -32,7 +33,7 @@ from catalogue.search.visibility import list_views, party_of, views_of
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from connector.telemetry import logger
 
-LAYOUT = 6  # raise it when documents are made differently
+LAYOUT = 7  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
 # Of one entry, over all its renderings: who names a hundred members is found by the beginning of a long description, or
@@ -71,6 +72,8 @@ LANGUAGES = {
     "sv": "Swedish",
 }
 _WORD_MAX = 255  # bytes
+_SORT_KEY_MAX = 200  # characters of a title by which hits are sorted
+_PREFIX_FIELDS = ("title", "name", "keywords", "columns")  # where the beginning of a word is completed
 _TIE_BITS = 29  # beside seconds until the year 2514 in one signed number
 _WORD = re.compile(r"[^\W_]+")
 
@@ -199,11 +202,30 @@ class Index:
         """One page of what the viewer may see of the answer, with counts for every facet."""
         searcher = self._live.engine.searcher()
         query = self._query(question, viewer)
-        order: dict[str, Any] = {"order_by_field": "newest"} if question.is_browsing else {"weight_by_field": "weight"}
         offset = (question.page - 1) * question.size
-        result: Any = searcher.search(query, question.size, offset=offset, **order)  # its stub leaves `count` out
-        ids = tuple(str(searcher.doc(address).get_first("id")) for _, address in result.hits)
-        return IndexHits(ids, result.count, self._counts(searcher, question, viewer, query))
+        result: Any = searcher.search(
+            query, question.size, offset=offset, **_ORDERS[question.order]
+        )  # stub: no `count`
+        return IndexHits(_ids(searcher, result), result.count, self._counts(searcher, question, viewer, query))
+
+    def grouped(self, question: SearchQuery, keys: Iterable[str], viewer: Viewer) -> tuple[str, ...]:
+        """Ids of the first GROUPED_MAX hits, over all pages, that have one of these keys of groups."""
+        parts = [self._query(question, viewer), self._any("group", keys)]
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        searcher = self._live.engine.searcher()
+        return _ids(searcher, searcher.search(query, GROUPED_MAX, **_ORDERS[question.order]))
+
+    def begins(self, question: SearchQuery, beginning: str, viewer: Viewer, *, limit: int) -> tuple[str, ...]:
+        """Ids of the best hits that also have a word with this beginning. None for a beginning without letters."""
+        folded = next(iter(self.words_in(beginning)), "")
+        if not folded:
+            return ()
+        prefix = partial(tantivy.Query.fuzzy_term_query, self._schema, text=folded, distance=0, prefix=True)
+        any_field = [(tantivy.Occur.Should, prefix(field_name=field)) for field in _PREFIX_FIELDS]
+        parts = [self._query(question, viewer), tantivy.Query.boolean_query(any_field)]
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        searcher = self._live.engine.searcher()
+        return _ids(searcher, searcher.search(query, limit, **_ORDERS["relevance"]))
 
     def count(self, question: SearchQuery, viewer: Viewer) -> int:
         """The number of hits for the viewer, without reading them."""
@@ -322,6 +344,9 @@ class Index:
         far = {"owner": owner, "description": description}
         return {
             "id": entry.id,
+            "group": group_key(card),
+            "by_title": self._sort_key(entry.title, entry.id),
+            "by_owner": self._sort_key(card.owner_title, self._sort_key(entry.title, entry.id)),
             **near,
             **far,
             "labels": " ".join(THEMES.get(value, value) for value in FACETS["theme"].values(card)),
@@ -330,6 +355,10 @@ class Index:
             "title_stems": self._stems(f"{entry.title} {name}", entry.language),
             "stems": self._stems(f"{keywords} {columns} {description}"[:most], entry.language),
         }
+
+    def _sort_key(self, text: str, then: str) -> str:
+        """A text without case, accents and punctuation, and what decides between two that are alike."""
+        return f"{' '.join(self.words_in(text[:_SORT_KEY_MAX]))}\t{then}"
 
     def _ends(self, field: str, text: str, *, most: int) -> str:
         return ends(self.words_in(text), least=_PARTS[field][0], most=most)
@@ -379,6 +408,19 @@ class Index:
         draft = self._directory / "hanse.json.new"
         draft.write_text(json.dumps({"layout": LAYOUT, "at": copy.at, "folder": copy.folder.name}))
         draft.replace(self._directory / "hanse.json")
+
+
+_ORDERS: dict[str, dict[str, Any]] = {
+    "relevance": {"weight_by_field": "weight"},
+    "newest": {"order_by_field": "newest"},
+    "title": {"order_by_field": "by_title", "order": tantivy.Order.Asc},
+    "owner": {"order_by_field": "by_owner", "order": tantivy.Order.Asc},
+}
+
+
+def _ids(searcher: tantivy.Searcher, result: Any) -> tuple[str, ...]:
+    """The ids of the hits, in their order."""
+    return tuple(str(searcher.doc(address).get_first("id")) for _, address in result.hits)
 
 
 def language_of(text: str) -> str:
@@ -432,7 +474,7 @@ def _within(names: Iterable[str], most: int) -> list[str]:
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
-    for field in ("view", "hidden_from", "column_exact"):
+    for field in ("view", "hidden_from", "column_exact", "group"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
     for name in FACETS:
         builder.add_text_field(f"facet_{name}", fast=True, tokenizer_name="raw", index_option="basic")
@@ -443,6 +485,8 @@ def _schema() -> tantivy.Schema:
         builder.add_text_field(field, tokenizer_name="words", index_option="freq")
     for field in _PARTS:
         builder.add_text_field(field, tokenizer_name="words", index_option="basic")
+    for field in ("by_title", "by_owner"):
+        builder.add_text_field(field, fast=True, tokenizer_name="raw", index_option="basic")
     builder.add_float_field("weight", fast=True)
     builder.add_integer_field("newest", fast=True)
     return builder.build()

@@ -15,6 +15,7 @@ from connector.errors import Invalid
 SIZE, SIZE_MAX, DEPTH_MAX = 20, 100, 10_000
 TEXT_MAX, _ID_MAX = 500, 1_024
 _FILTERS_MAX, _FILTER_MAX = 20, 2_000
+SORTS = {"relevance": "Best match", "title": "Title", "newest": "Newest", "owner": "Owner"}
 _LONG_ID = re.compile(r"\s*[^\s:]+:\S+\s*")
 _TYPED = re.compile(r'(?<!\S)([a-z]+):(?:"([^"]*)"|(\S+))')
 _NORMAL = {
@@ -33,11 +34,17 @@ class SearchQuery:
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     page: int = 1
     size: int = SIZE
+    sort: str = "relevance"  # one of SORTS
 
     @property
     def is_browsing(self) -> bool:
-        """No words to rank by: newest first."""
+        """Whether there are no words to rank by."""
         return not self.words.strip()
+
+    @property
+    def order(self) -> str:
+        """The order of the hits, one of SORTS. Without words to rank by, the newest stand first."""
+        return "newest" if self.sort == "relevance" and self.is_browsing else self.sort
 
     def without(self, facet: str) -> SearchQuery:
         """The query without one facet's filter, for counting that facet."""
@@ -57,12 +64,15 @@ def parse_query(
     filters: Mapping[str, Iterable[str]] | None = None,
     page: int = 1,
     size: int = SIZE,
+    sort: str = "relevance",
 ) -> SearchQuery:
     """Parse a query from the search box and parameters.
 
     Raises:
-        Invalid: the text is too long, the page too deep, or a state or policy class unknown.
+        Invalid: the text is too long, the page too deep, or an order, state or policy class unknown.
     """
+    if sort not in SORTS:
+        raise Invalid(f"expected as sort one of {', '.join(SORTS)}, came {sort[:80]!r}")
     if len(text) > TEXT_MAX and (len(text) > _ID_MAX or not _LONG_ID.fullmatch(text)):
         raise Invalid(
             f"expected at most {TEXT_MAX} characters to search for, or one id of a dataset of at most {_ID_MAX}, "
@@ -82,7 +92,7 @@ def parse_query(
     if max(sum(map(len, wanted)), *(len(one) for values in chosen.values() for one in values), 0) > _FILTER_MAX:
         raise Invalid(f"expected at most {_FILTER_MAX} characters of columns together, and of each value of a filter")
     unique = tuple(dict.fromkeys(column.strip() for column in wanted if column.strip()))
-    return SearchQuery(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size)
+    return SearchQuery(words=" ".join(words.split()), columns=unique, filters=chosen, page=page, size=size, sort=sort)
 
 
 def _typed(match: re.Match[str], found: dict[str, list[str]], columns: list[str]) -> str:

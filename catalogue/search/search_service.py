@@ -16,11 +16,13 @@ from typing import TypeVar
 
 from catalogue.api.access import Viewer
 from catalogue.search import highlight
+from catalogue.search.dataset_groups import build_groups, group_key
 from catalogue.search.facets import FACETS, EntryView
 from catalogue.search.highlight import Matches, Segment
 from catalogue.search.index import Index, IndexHits
 from catalogue.search.search_query import DEPTH_MAX, SearchQuery
 from catalogue.search.substrings import are_within, is_part, words_of
+from catalogue.search.suggestions import SHOWN, Suggestion, suggest
 from catalogue.search.visibility import has_seen, view_for
 from catalogue.store import CatalogueStore, CatalogueTransaction
 from catalogue.store.tables import CrawlState, Member
@@ -60,6 +62,14 @@ class Hit:
     title: list[Segment]
     excerpt: list[Segment]
     columns: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCard:
+    """A hit as a page shows it, and the datasets of its group (its own among them) where it has one."""
+
+    hit: Hit
+    group: list[EntryView]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,29 @@ class Search:
         titles = {card.owner: card.owner_title for card in cards}
         facets = _values(found, question, await self._store.read(partial(_read_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
+
+    async def group(self, results: Results, viewer: Viewer) -> list[ResultCard]:
+        """One page of results with the datasets of several owners that have one name and schema in one card.
+
+        A group stands where its first dataset does; its others are left out there and on later pages.
+        """
+        keys = {hit.card.entry.id: group_key(hit.card) for hit in results.hits}
+        wanted = sorted({key for key in keys.values() if key})
+        ids = await self._in_index(partial(self._index.grouped, results.question, wanted, viewer)) if wanted else ()
+        groups = build_groups(await self._store.read(partial(_read_views, ids=ids, viewer=viewer)))
+        leads = {key: group[0].entry.id for key, group in groups.items()}
+        inside = {card.entry.id for group in groups.values() for card in group[1:]}
+        return [
+            ResultCard(hit, groups[key] if leads.get(key) == one else [])
+            for one, key, hit in zip(keys, keys.values(), results.hits, strict=True)
+            if one not in inside
+        ]
+
+    async def suggest(self, question: SearchQuery, beginning: str, viewer: Viewer) -> list[Suggestion]:
+        """Completions of a search whose last word begins so, from datasets that the viewer may see; at most SHOWN."""
+        found = await self._in_index(partial(self._index.begins, question, beginning, viewer, limit=SHOWN))
+        cards = await self._store.read(partial(_read_views, ids=found, viewer=viewer))
+        return await self._in_index(partial(suggest, cards, question.words, beginning))
 
     async def count(self, question: SearchQuery, viewer: Viewer) -> int:
         """The number of hits for a viewer. Raises Busy as `ask` does."""

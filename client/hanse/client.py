@@ -33,6 +33,7 @@ from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
 from hanse.explanation import Explained
+from hanse.html_view import ROWS_MAX, clip, facts_table, hide_login, list_names, rows_table
 from hanse.options import HfOptions, LoaderOptions, RayOptions, SparkOptions, TorchOptions, check_options, require_extra
 from hanse.plan import DueBlocks, Plan
 from hanse.retry import IDLE_SECONDS, SECONDS, Patience
@@ -68,6 +69,53 @@ class Entry:
     sentences: tuple[str, ...]  # the offers in plain words
     raw: Mapping[str, Any] = field(repr=False)
 
+    def __repr__(self) -> str:
+        """Show name, title and size, not the terms: `sentences` has them."""
+        title = f" {clip(self.title)!r}" if self.title else ""
+        return f"<Entry {clip(self.path)}{title}, {_count(self._columns, 'column')}, {_count(self._offers, 'offer')}>"
+
+    def _repr_html_(self) -> str:
+        """Show it as a small table; of the terms only how many offers there are."""
+        facts = (
+            ("title", self.title),
+            ("about", self.description),
+            ("owner", self.participant),
+            ("columns", list_names(self.columns)),
+            ("offers", f"{self._offers:,}"),
+            ("next", f"space.agree({self.path!r}, purpose=...)"),
+        )
+        return facts_table(self.path, facts)
+
+    @property
+    def _columns(self) -> int:
+        """How many there are: a result of a search has the first hundred only."""
+        count = self.raw.get("column_count")
+        return count if isinstance(count, int) else len(self.columns)
+
+    @property
+    def _offers(self) -> int:
+        count, offers = self.raw.get("offer_count"), self.raw.get("offers")
+        return count if isinstance(count, int) else len(offers) if isinstance(offers, list) else 0
+
+
+class Found(list[T]):
+    """A list that a notebook shows as a table, and a prompt as one line an entry; of a long one the first entries."""
+
+    def __repr__(self) -> str:
+        lines = [f" {clip(repr(one), 200)}" for one in self[:ROWS_MAX]]
+        more = [f" and {len(self) - ROWS_MAX:,} more"] if len(self) > ROWS_MAX else []
+        return "[" + ",\n".join(lines + more).removeprefix(" ") + "]"
+
+
+class Entries(Found[Entry]):
+    """The datasets that a search found."""
+
+    def _repr_html_(self) -> str:
+        rows = ((one.path, one.title, list_names(one.columns), one._offers) for one in self)
+        return rows_table(
+            _count(len(self), "dataset"), ("dataset", "title", "columns", "offers"), rows, total=len(self)
+        )
+
 
 class Space:
     """A connection to one participant's connector."""
@@ -77,8 +125,17 @@ class Space:
         self._api, self._process = self._connect(), os.getpid()
 
     def __repr__(self) -> str:
-        """Show the address in a notebook, never the token."""
-        return f"<Space {self._connect.args[0]}>"
+        """Show the address, never the token."""
+        return f"<Space {clip(hide_login(self._connect.args[0]), 200)}>"
+
+    def _repr_html_(self) -> str:
+        """Show the address and where to begin. It asks the connector nothing."""
+        facts = (
+            ("find", "space.search('words')"),
+            ("agree", "space.agree('owner/dataset', purpose=...)"),
+            ("query", "space.query('SELECT ...', purpose=...)"),
+        )
+        return facts_table(f"Space {hide_login(self._connect.args[0])}", facts)
 
     @property
     def api(self) -> Api:
@@ -101,7 +158,7 @@ class Space:
 
     def search(
         self, words: str = "", *, column: str | Sequence[str] = (), limit: int = 20, **filters: str | Sequence[str]
-    ) -> list[Entry]:
+    ) -> Entries:
         """Return datasets of the whole data space, best first, whose title, name, columns or description have the
         words.
 
@@ -126,7 +183,7 @@ class Space:
             found |= {str(entry.raw.get("id", entry.path)): entry for entry in entries}  # a change can move them
             if not entries or len(found) >= limit or page >= answer.get("pages", 1):
                 break
-        return list(found.values())[:limit]
+        return Entries(list(found.values())[:limit])
 
     def agree(
         self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0, again: bool = False
@@ -266,8 +323,18 @@ class Dataset:
         self._address: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
-        """Show the dataset and the purpose in a notebook."""
-        return f"<Dataset {self.name}, purpose {self.purpose or 'not declared'}>"
+        """Show the dataset and the purpose."""
+        return f"<Dataset {clip(self.name)}, purpose {clip(self.purpose) or 'not declared'}>"
+
+    def _repr_html_(self) -> str:
+        """Show name, purpose and agreement as a small table. It asks no connector."""
+        facts = (
+            ("purpose", self.purpose or "not declared"),
+            ("agreement", self.agreement_id),
+            ("in SQL", self.sql_name),
+            ("terms", "dataset.agreement(), dataset.contract()"),
+        )
+        return facts_table(f"Dataset {self.name}", facts)
 
     @property
     def name(self) -> str:
@@ -632,6 +699,11 @@ class Dataset:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
             raise Broken("expected endpoint and ticket in a data address, got another form") from None
+
+
+def _count(number: int, name: str) -> str:
+    """Return `1 offer`, `3 offers`."""
+    return f"{number:,} {name}" + "s" * (number != 1)
 
 
 def _check_selection(columns: Iterable[str], where: str) -> dict[str, Any]:

@@ -12,6 +12,12 @@ class Explained(dict[str, Any]):
     A notebook shows the picture and the text; `print` the text alone.
     """
 
+    def __repr__(self) -> str:
+        """Show the size of the plan, neither its picture nor the parts of its queries."""
+        fragments, estimate = self.get("fragments", []), self.get("bytes_estimate")
+        size = f", about {estimate:,} bytes" if isinstance(estimate, int | float) else ""
+        return f"<Explained, {len(fragments)} fragments{size}; print it for the text>"
+
     def __str__(self) -> str:
         return str(self.get("text", ""))
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from hanse._arrow.message_limits import METADATA_MAX, CheckedBody
 from hanse._arrow.value_limits import refuse_types
 from hanse.errors import BadInput, Broken
+from hanse.html_view import clip, facts_table, list_names
 
 PER_READ = 256  # blocks in one request of a loader: many millions of rows
 BLOCKS_MAX = 1024  # blocks in any request: the owner's limit
@@ -48,9 +49,23 @@ class Plan:
     shown: str = ""
 
     def __repr__(self) -> str:
-        """Show the number of blocks in a notebook, not all of them."""
+        """Show the number of blocks, not all of them."""
+        return f"<Plan of {self._size}, snapshot {clip(self.snapshot)}>"
+
+    def _repr_html_(self) -> str:
+        """Show size and columns as a small table."""
+        facts = (
+            ("bytes", f"about {sum(block.nbytes for block in self.blocks):,}"),
+            ("columns", list_names([f"{field.name} {field.type}" for field in self.schema])),
+            ("where", self.where),
+            ("snapshot", self.snapshot),
+        )
+        return facts_table(f"Plan of {self._size}", facts)
+
+    @property
+    def _size(self) -> str:
         about = "" if self.exact else "about "
-        return f"<Plan of {about}{self.rows:,} rows in {len(self.blocks):,} blocks, snapshot {self.snapshot[:80]}>"
+        return f"{about}{self.rows:,} rows in {len(self.blocks):,} blocks"
 
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, columns: Sequence[str], where: str) -> Plan:

@@ -35,6 +35,7 @@ from hanse.errors import (
     error_from_end,
     escape_control,
 )
+from hanse.html_view import CELL_MAX, ROWS_MAX, clip, facts_table, list_names, rows_table
 from hanse.options import require_extra
 from hanse.plan import DueBlocks
 from hanse.retry import Patience
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 END = b"hanse.end"
 AT = b"hanse.at"
 _CURSOR_MAX = 1024  # characters; a cursor of Hanse has 80, and readers keep one for each prefetched batch
-_SHOWN = 10  # columns that `repr` names
 _WITHHELD = ("nothing", "possibly", "some")
 # In the notes of older owners, which state no `withheld`.
 _OF_GROUPS = ("groups of at least ", "noise of epsilon ")
@@ -115,12 +115,33 @@ class Stream:
         self._open(answer)
 
     def __repr__(self) -> str:
-        """Show dataset, columns and progress in a notebook."""
-        of = f" {self._about[0]}" if self._about else ""
-        names = self.schema.names if self.schema is not None else []
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        """Show dataset, columns and progress."""
+        return f"<Stream{self._of}, columns {list_names(self._columns)}, {self._state}>"
+
+    def _repr_html_(self) -> str:
+        """Show the first rows if the stream keeps them (after `to_arrow` and the like), else columns and progress. It
+        reads no row."""
+        if self._table is None:
+            columns = list_names([f"{name} {self.schema.field(at).type}" for at, name in enumerate(self._columns)])
+            facts = (("columns", columns), ("state", self._state), ("next", "to_arrow(), to_pandas(), to_polars()"))
+            return facts_table(f"Stream{self._of}", facts)
+        head = self._table.slice(0, ROWS_MAX)
+        rows = zip(*map(_show_values, head.columns), strict=True)
+        title = f"Stream{self._of}, {self._state}"
+        return rows_table(title, head.column_names, rows, total=self._table.num_rows)
+
+    @property
+    def _columns(self) -> list[str]:
+        return [] if self.schema is None else list(self.schema.names)
+
+    @property
+    def _of(self) -> str:
+        return f" {clip(self._about[0])}" if self._about else ""
+
+    @property
+    def _state(self) -> str:
         state = "complete" if self._complete else "failed" if self.error else "closed" if self._closed else "open"
-        return f"<Stream{of}, columns {', '.join(names[:_SHOWN])}{more}, {state}, {self.rows:,} rows read>"
+        return f"{state}, {self.rows:,} rows read"
 
     def _open(self, answer: HttpReply) -> None:
         """Read from this answer on. Raises: Broken if its columns differ: consumers read memory by the first schema."""
@@ -485,6 +506,19 @@ def _raise_overflow(column: pa.ChunkedArray, options: Mapping[str, Any]) -> None
         late = isinstance(error, OverflowError) or _OUT.search(str(error))
         if late and any(map(pa.types.is_temporal, nested_types(column.type))):
             raise
+
+
+def _show_values(column: pa.ChunkedArray) -> list[str | None]:
+    """Return a column's values as short texts; of bytes and nested values the type alone."""
+    import pyarrow.compute as pc
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    try:
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_nested(kind):
+            raise pa.ArrowNotImplementedError("not shown")
+        return list(pc.utf8_slice_codeunits(column.cast(pa.string()), 0, CELL_MAX + 1).to_pylist())
+    except (pa.ArrowException, ValueError):  # a type without a text, or a date that Arrow cannot write
+        return [f"<{column.type}>" if valid else None for valid in column.is_valid().to_pylist()]
 
 
 def _read_place(metadata: Any) -> Mapping[str, Any] | None:

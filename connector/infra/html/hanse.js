@@ -20,13 +20,14 @@
 
   const copyButtons = () => {
     if (!navigator.clipboard) return;
-    for (const snippet of document.querySelectorAll(".snippet")) {
+    for (const snippet of document.querySelectorAll(".snippet, .copyable")) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "copy";
       button.textContent = "Copy";
+      if (snippet.dataset.what) button.setAttribute("aria-label", `Copy ${snippet.dataset.what}`);
       button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(snippet.querySelector("pre").textContent);
+        await navigator.clipboard.writeText(snippet.querySelector("pre, code").textContent);
         button.textContent = "Copied";
         setTimeout(() => { button.textContent = "Copy"; }, 1500);
       });
@@ -58,6 +59,35 @@
     });
   };
 
+  /* Completes what is typed: the newest answer fills the list, and a question that is overtaken is given up. */
+  const suggestions = () => {
+    const box = document.querySelector("input[data-suggestions]");
+    if (!box || !box.list) return;
+    let timer = 0;
+    let asking = null;
+    const ask = async () => {
+      if (asking) asking.abort();
+      asking = new AbortController();
+      const fields = new URLSearchParams(new FormData(box.form));
+      fields.delete("sort");
+      try {
+        const answer = await fetch(`${box.dataset.suggestions}?${fields}`, { signal: asking.signal });
+        if (!answer.ok) return;
+        const found = (await answer.json()).suggestions;
+        box.list.replaceChildren(...found.map((one) => {
+          const option = document.createElement("option");
+          option.value = one.text;
+          option.label = one.kind;
+          return option;
+        }));
+      } catch { /* overtaken, or no connection: the search works without */ }
+    };
+    box.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(ask, 150);
+    });
+  };
+
   const facetFolding = () => {
     if (!matchMedia("(max-width: 60rem)").matches) return;
     for (const details of document.querySelectorAll(".all-filters")) details.open = false;
@@ -84,6 +114,7 @@
     copyButtons();
     rowFilters();
     searchKey();
+    suggestions();
     facetFolding();
     sentOnce();
   });

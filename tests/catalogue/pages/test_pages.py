@@ -323,3 +323,38 @@ def test_a_search_link_puts_a_filter_in_or_takes_it_out_and_starts_at_page_one()
     assert page_text.search_url(asked, theme="HEAL") == "/?q=a+b&column=age"
     assert page_text.search_url(asked, page=4) == "/?q=a+b&column=age&theme=HEAL&page=4"
     assert page_text.search_url(SearchQuery()) == "/"
+
+
+async def test_the_page_of_a_member_has_its_health_and_history(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a"), {"@id": "urn:hanse:north:broken", "@type": "Dataset"}]
+    await catalogue.admit(north, "north", title=EVIL)
+    text, _ = await page(catalogue, "/members/north", operator=True)
+    assert "was not visited yet" in text
+    assert "issues no credentials" in text
+    await catalogue.crawl("north")
+    north.answer = lambda *_: Reply(401)
+    await catalogue.crawl("north")
+    text, read = await page(catalogue, "/members/north", operator=True)
+    for shown in ("expected Dataspace Protocol", "Failed", "Complete", "urn:hanse:north:broken", north.did, north.url):
+        assert shown in text
+    assert "/?participant=north" in read.links
+    assert "<script>alert" not in text
+    assert "/members/north" in (await page(catalogue, "/members", operator=True))[1].links
+
+
+async def test_the_page_of_a_member_is_for_the_operator(catalogue: Catalogue, north: Provider) -> None:
+    await catalogue.admit(north, "north")
+    refused = await catalogue.http.get("/members/north", headers=HTML)
+    assert (refused.status_code, north.did in refused.text) == (401, False)
+    unknown = await catalogue.http.get("/members/south", headers={**HTML, **catalogue.operator})
+    assert unknown.status_code == 404
+    assert "/members/north" not in (await page(catalogue, "/members"))[1].links
+
+
+@pytest.mark.parametrize(("sent", "target"), [("member", "/members/north"), ("list", "/members"), ("x", "/members")])
+async def test_a_form_leads_back_to_its_page(catalogue: Catalogue, north: Provider, sent: str, target: str) -> None:
+    await catalogue.admit(north, "north")
+    for path, more in (("/members/visit", {}), ("/members/status", {"status": "suspended"})):
+        fields = {"member": north.did, "from": sent, **more}
+        answer = await catalogue.http.post(path, data=fields, headers=catalogue.operator)
+        assert (answer.status_code, answer.headers["location"]) == (303, target)

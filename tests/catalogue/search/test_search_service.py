@@ -406,3 +406,73 @@ async def test_an_index_that_lags_never_shows_what_was_closed_since(filled: Cata
 
     await filled.parts.store.write(close)
     assert (await filled.search())["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"),
+    [
+        ("title", ["Alpha 2", "beta", "Čeština", "Delta", "Zeta"]),
+        ("owner", ["beta", "Čeština", "Alpha 2", "Delta", "Zeta"]),
+    ],
+)
+async def test_hits_are_sorted_over_all_pages(
+    catalogue: Catalogue, north: Provider, south: Provider, sort: str, first: list[str]
+) -> None:
+    north.datasets = [
+        dataset(f"urn:hanse:north:{n}", **{"dct:title": t}) for n, t in enumerate(("Zeta", "Alpha 2", "Delta"))
+    ]
+    south.datasets = [dataset(f"urn:hanse:south:{n}", **{"dct:title": t}) for n, t in enumerate(("Čeština", "beta"))]
+    await catalogue.admit(north, "north", title="Zenith of the North")
+    await catalogue.admit(south, "south", title="ärzte of the South")
+    for name in ("north", "south"):
+        await catalogue.crawl(name)
+    pages = [await catalogue.search("", sort=sort, size=2, page=page) for page in (1, 2, 3)]
+    assert [hit["title"] for page in pages for hit in page["results"]] == first
+
+
+async def test_an_unknown_order_is_refused(catalogue: Catalogue) -> None:
+    answer = await catalogue.http.get("/api/v1/search", params={"sort": "price"})
+    assert answer.status_code == 400
+    assert "relevance, title, newest, owner" in answer.text
+
+
+async def suggested(catalogue: Catalogue, q: str, *, operator: bool = True, **params: str) -> list[tuple[str, str]]:
+    headers = catalogue.operator if operator else {}
+    answer = await catalogue.http.get("/api/v1/search/suggestions", params={"q": q, **params}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return [(one["text"], one["kind"]) for one in answer.json()["suggestions"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("Blutz", [("Blutzuckermessungen", "dataset")]),
+        ("diab", [("Blutzuckermessungen", "dataset"), ("Diabetes", "keyword")]),
+        ("women tum", [("Patients of a trial", "dataset"), ("women column:tumor_size", "column")]),
+        ("taglich gluc", [("Blutzuckermessungen", "dataset"), ("taglich column:glucoseMgDl", "column")]),
+        ("aviation theme:HEAL", []),
+        ("w", []),
+        ("weather ", []),
+        ("--", []),
+        ("", []),
+    ],
+)
+async def test_what_is_typed_is_completed(filled: Catalogue, typed: str, found: list[tuple[str, str]]) -> None:
+    assert await suggested(filled, typed) == found
+
+
+async def test_what_a_viewer_may_not_see_is_never_suggested(filled: Catalogue) -> None:
+    assert await suggested(filled, "fligh") == [("Flights and delays", "dataset")]
+    for typed in ("fligh", "avi", "tail"):
+        assert await suggested(filled, typed, operator=False) == []
+    assert await suggested(filled, "fligh", theme="HEAL") == []
+
+
+async def test_suggestions_are_few_and_of_limited_length(catalogue: Catalogue, north: Provider) -> None:
+    words = [f"herring{number}" for number in range(50)]
+    about = {"dcat:keyword": words, "hanse:columns": [f"herring_{number}{'x' * 300}" for number in range(50)]}
+    north.datasets = [dataset(f"urn:hanse:north:{n}", **{"dct:title": f"Herring {n}", **about}) for n in range(30)]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    found = await suggested(catalogue, "herr")
+    assert [kind for _, kind in found] == ["dataset"] * 5 + ["keyword"] * 3

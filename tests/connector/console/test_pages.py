@@ -408,6 +408,25 @@ async def test_a_negotiation_that_came_to_nothing_says_that_its_terms_are_not_ke
     )
 
 
+async def test_the_terms_of_a_negotiation_stand_in_groups(full: Console) -> None:
+    for path in (f"/negotiations/{NEGOTIATION}", "/negotiations", "/"):
+        page = (await full.get(path)).text
+        assert re.findall(r'<section class="may"><h3>([^<]+)</h3>', page), path
+        assert "/permission/" not in page.split("<pre", 1)[0], path
+
+
+async def test_terms_of_a_negotiation_that_cannot_be_read_are_shown_in_their_machine_form(full: Console) -> None:
+    def unread(tx: Transaction) -> None:
+        row = tx.negotiations.get(NEGOTIATION)
+        assert row is not None
+        row.offer = {"@type": "Offer", "permission": [{"action": 7}]}
+
+    await full.parts.store.write(unread)
+    page = (await full.get(f"/negotiations/{NEGOTIATION}")).text
+    assert "This connector cannot read these terms." in page
+    assert '"action": 7' in page
+
+
 async def test_a_form_of_our_own_goes_by_its_origin_where_the_browser_says_no_more(full: Console) -> None:
     answer = await full.post("/offers/withdraw", {"offer": OFFER}, "owner", origin="http://console.test")
     assert answer.status_code == 303
