@@ -31,15 +31,18 @@ from hanse._transport.person import Token
 from hanse._transport.read_renewal import ReadRenewal
 from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
-from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound
+from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound, Refused
 from hanse.explanation import Explained
 from hanse.html_view import ROWS_MAX, clip, facts_table, hide_login, list_names, rows_table
 from hanse.options import HfOptions, LoaderOptions, RayOptions, SparkOptions, TorchOptions, check_options, require_extra
 from hanse.plan import DueBlocks, Plan
 from hanse.retry import IDLE_SECONDS, SECONDS, Patience
+from hanse.short_cache import ShortCache
 from hanse.stream import Stream
 
 if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]  # it ships no types
+    import polars
     import pyarrow as pa
 
     from hanse.loaders import Loader
@@ -53,6 +56,14 @@ _QUEUE_PATIENCE = 60.0  # seconds in which a query is retried while too many run
 _PAGE_MAX = 100  # results in one page of the catalogue
 _FOUND_MAX = 10_000  # results of one search
 _QUERY_MAX = 4096  # characters of a query string: servers and proxies refuse longer ones
+_HEAD_MAX = 10_000  # rows that `head` returns
+BYTES_MAX = 2 * 2**30  # memory of rows that are kept as a whole, unless a caller allows more
+_KEPT_SECONDS = 30.0
+_NO_ROWS = ("aggregate_only", "aggregate_shape", "action_not_agreed")
+_QUERY_ADVICE = (
+    "ask for figures with dataset.query() or space.query(), such as SELECT <column>, count(*) ... GROUP BY <column>; "
+    "dataset.contract() lists what is allowed"
+)
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -321,6 +332,8 @@ class Dataset:
         self._space = space
         self._access = access
         self._address: Mapping[str, Any] = {}
+        self._columns = ShortCache[list[str]](seconds=_KEPT_SECONDS)
+        self._schema: ShortCache[pa.Schema] = ShortCache(seconds=_KEPT_SECONDS)
 
     def __repr__(self) -> str:
         """Show the dataset and the purpose."""
@@ -390,6 +403,125 @@ class Dataset:
         """Return what may be read, by the owner: under `contracts` for each action `columns` (name, type, mask).
         Raises: HanseError."""
         return dict(self._space.api.get(f"/agreements/{quote_segment(self.agreement_id)}/contract"))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the agreement shows, by the owner; kept for some seconds. `contract()` has types and masks.
+
+        Raises:
+            HanseError: Unreachable, AccessRevoked, ...
+        """
+        return list(self._columns.get(self._load_columns))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the rows; kept for some seconds. No row is read, unless the owner cannot divide the
+        dataset: then one.
+
+        Raises:
+            Refused: the agreement shows no rows; the message has what to do.
+        """
+        return self._schema.get(self._load_schema)
+
+    def head(self, n: int = 5, *, columns: Sequence[str] = (), where: str = "") -> pa.Table:
+        """Return the first `n` rows as an Arrow table. No other rows are sent or counted.
+
+        Raises:
+            BadInput: `n` is not from 1 to 10,000, or columns or condition do not fit.
+            Refused: the agreement shows no rows; the message has what to do.
+
+        Example:
+            flights.head(3, columns=["distance"]).to_pandas()
+        """
+        if type(n) is not int or not 1 <= n <= _HEAD_MAX:
+            raise BadInput(f"expected 1 to {_HEAD_MAX:,} rows, got {n!r}; stream() reads more")
+        selection = _check_selection(columns, where)
+        named = _column_parameters(selection["columns"])
+        parameters = {**named, "where": where, "purpose": self.purpose, "limit_rows": n}
+        with self._advise_query():
+            answer = self._open_rows(parameters, idle_seconds=IDLE_SECONDS)
+            return Stream(answer, about=self._about, receipts=self._receipts).to_arrow(bytes_max=BYTES_MAX)
+
+    def to_pandas(
+        self,
+        *,
+        columns: Sequence[str] = (),
+        where: str = "",
+        bytes_max: int | None = BYTES_MAX,
+        patience: float = SECONDS,
+        **options: Any,
+    ) -> pandas.DataFrame:
+        """Return the rows as a pandas frame, all of them in memory.
+
+        `bytes_max`: the most memory that the rows may take as Arrow, 2 GiB unless given; None for no limit. pandas
+        needs about as much again. `options`: those of `pyarrow.Table.to_pandas`.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed; the message has the extra. Nothing is read then.
+            BadInput: the rows take more memory. The rows that were received count for the agreement's quota.
+            Refused: the agreement shows no rows; the message has what to do.
+
+        Example:
+            flights.to_pandas(columns=["distance"], where="distance > 500")
+        """
+        with require_extra("pandas"):  # before any row is read
+            import pandas  # noqa: F401  # used by Arrow
+
+        rows = self._read_whole(columns=columns, where=where, bytes_max=bytes_max, patience=patience)
+        return rows.to_pandas(**options)
+
+    def to_polars(
+        self,
+        *,
+        columns: Sequence[str] = (),
+        where: str = "",
+        bytes_max: int | None = BYTES_MAX,
+        patience: float = SECONDS,
+    ) -> polars.DataFrame:
+        """Return the rows as a polars frame, all of them in memory: the memory of Arrow where the types allow it.
+
+        `bytes_max` and errors as in `to_pandas`.
+
+        Example:
+            flights.to_polars(columns=["distance"])
+        """
+        with require_extra("polars"):
+            import polars  # noqa: F401  # used by the stream
+
+        return self._read_whole(columns=columns, where=where, bytes_max=bytes_max, patience=patience).to_polars()
+
+    def _read_whole(self, *, columns: Sequence[str], where: str, bytes_max: int | None, patience: float) -> Stream:
+        """Return a stream that keeps all rows. Raises: HanseError."""
+        with self._advise_query():
+            stream = self.stream(columns=columns, where=where, patience=patience)
+            stream.to_arrow(bytes_max=bytes_max)
+        return stream
+
+    def _load_columns(self) -> list[str]:
+        try:
+            shown = [str(column["name"]) for one in self.contract()["contracts"] for column in one["columns"]]
+        except (KeyError, TypeError):
+            raise Broken(f"expected contracts with columns of {self.name}, got another form") from None
+        return list(dict.fromkeys(shown))
+
+    def _load_schema(self) -> pa.Schema:
+        with self._advise_query():
+            try:
+                return self.plan().schema
+            except HanseError as error:
+                if error.code != "not_divisible":
+                    raise
+            return self.head(1).schema
+
+    @contextmanager
+    def _advise_query(self) -> Iterator[None]:
+        """Add to a refusal of rows in this block that figures may be had by a query."""
+        try:
+            yield
+        except Refused as error:
+            if error.code in _NO_ROWS and _QUERY_ADVICE not in str(error):
+                error.args = (f"{error}; {_QUERY_ADVICE}",)
+            raise
 
     def stream(
         self,
@@ -599,12 +731,7 @@ class Dataset:
             parameters = dict(parameters_of())
             if place is not None:
                 parameters |= {"after": place["cursor"], "snapshot": last["snapshot"]}
-            query = urlencode({name: value for name, value in parameters.items() if value not in (None, "")})
-            if len(query) <= _QUERY_MAX:
-                answer = self._open_stream("GET", f"?{query}", idle_seconds=waiting.silence, waits=waits)
-            else:
-                body, silence = query.encode(), waiting.silence
-                answer = self._open_stream("POST", "", body=body, media=_FORM, idle_seconds=silence, waits=waits)
+            answer = self._open_rows(parameters, idle_seconds=waiting.silence, waits=waits)
             before = snapshot if place is None else last["snapshot"]  # the version of the rows so far, if there are any
             last["snapshot"] = before or answer.headers.get("hanse-snapshot", "")
             return answer
@@ -644,6 +771,16 @@ class Dataset:
             body["epsilon"] = epsilon
         answer = self._open_stream("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
         return Stream(answer, about=self._about, receipts=self._receipts)
+
+    def _open_rows(
+        self, parameters: Mapping[str, Any], *, idle_seconds: float, waits: Waits | None = None
+    ) -> HttpReply:
+        """Request rows; in a body if the parameters are too long for an address."""
+        query = urlencode({name: value for name, value in parameters.items() if value not in (None, "")})
+        if len(query) <= _QUERY_MAX:
+            return self._open_stream("GET", f"?{query}", idle_seconds=idle_seconds, waits=waits)
+        body = query.encode()
+        return self._open_stream("POST", "", body=body, media=_FORM, idle_seconds=idle_seconds, waits=waits)
 
     def _open_stream(
         self,

@@ -371,13 +371,34 @@ class Stream:
         self._memory = memory
         self._body.use_memory(memory)
 
-    def to_arrow(self) -> pa.Table:
-        """Return all rows as a table. The table is kept: further calls return it again. Raises: HanseError."""
+    def to_arrow(self, *, bytes_max: int | None = None) -> pa.Table:
+        """Return all rows as a table. The table is kept: further calls return it again.
+
+        `bytes_max`: the most memory that the rows may take; None for no limit.
+
+        Raises:
+            BadInput: the rows take more (`memory_limit`). The stream is closed then.
+            HanseError: as while it is read.
+        """
         if self._table is None:
             self.into(allocate_lasting)  # memory for a result that lives long
-            table = pa.Table.from_batches(list(self), schema=self.schema)
+            table = pa.Table.from_batches(list(self._read_within(bytes_max)), schema=self.schema)
             self._table = table.replace_schema_metadata(notes) if (notes := self.notes()) else table
         return self._table
+
+    def _read_within(self, bytes_max: int | None) -> Iterator[pa.RecordBatch]:
+        held = 0
+        for batch in self:
+            held += self.held
+            if bytes_max is not None and held > bytes_max:
+                self.close()
+                error = BadInput(
+                    f"expected rows that fit into {bytes_max:,} bytes of memory, got more after {self.rows:,} rows; "
+                    "choose columns= and where=, read batch by batch, or give a higher bytes_max=",
+                    code="memory_limit",
+                )
+                raise error if self._about is None else error.about(*self._about)
+            yield batch
 
     def notes(self) -> dict[str, str]:
         """Return the metadata for a file of these rows, as far as known: whether groups are left out. Empty if none
