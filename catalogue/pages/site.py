@@ -24,7 +24,7 @@ from catalogue.exports import EXPORTS
 from catalogue.members.members import Application, Members
 from catalogue.pages import page_text
 from catalogue.pages.member_lines import OUTCOMES, WHY, list_member_lines, read_member_health
-from catalogue.pages.space_map import place_owners
+from catalogue.pages.space_map import HEIGHT, LINE, WIDTH, place_owners
 from catalogue.search import search_query as questions
 from catalogue.search.facets import FACETS, EntryView
 from catalogue.search.search_query import SearchQuery
@@ -72,6 +72,7 @@ class Site:
             SORTS=questions.SORTS,
             OUTCOMES=OUTCOMES,
             WHY=WHY,
+            MAP={"width": WIDTH, "height": HEIGHT, "line": LINE},
             EXPORTS=EXPORTS,
         )
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 from catalogue.pages.member_lines import MemberLine
 
-WIDTH, HEIGHT = 900, 400  # of the drawing, in its own units
-OWNERS_MAX = 16
+WIDTH, HEIGHT = 940, 420  # of the drawing, in its own units
+OWNERS_MAX = 14
 _RADIUS_X, _RADIUS_Y = 210, 145
 _LEAST, _LARGEST = 7.0, 20.0  # radius of a circle
 _TITLE_MAX = 26
+LINE = 17  # from one line of a label to the next
 _UPRIGHT = 0.2  # cosine below which a label stands above or below its circle
 
 
 @dataclass(frozen=True, slots=True)
 class MapPlace:
-    """One owner on the map: centre and radius of its circle, and where its label begins, ends or has its middle."""
+    """One owner on the map: centre and radius of its circle, and where the first of two lines of its label stands."""
 
     line: MemberLine
     label: str
@@ -42,9 +43,9 @@ def _place(line: MemberLine, angle: float, most: int) -> MapPlace:
     x, y = WIDTH / 2 + _RADIUS_X * side, HEIGHT / 2 + _RADIUS_Y * height
     radius = max(_LEAST, _LARGEST * math.sqrt(line.datasets / most))
     if abs(side) < _UPRIGHT:
-        anchor, label_x, label_y = "middle", x, y + (radius + 12) * (1 if height > 0 else -1) + 5
+        anchor, label_x, label_y = "middle", x, y + (radius + LINE if height > 0 else -radius - 8 - LINE)
     else:
-        anchor, label_x, label_y = ("start" if side > 0 else "end"), x + math.copysign(radius + 8, side), y + 5
+        anchor, label_x, label_y = ("start" if side > 0 else "end"), x + math.copysign(radius + 8, side), y - 2
     title = line.member.title
     label = title if len(title) <= _TITLE_MAX else f"{title[: _TITLE_MAX - 2]} …"
     return MapPlace(
