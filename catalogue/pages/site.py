@@ -24,6 +24,7 @@ from catalogue.exports import EXPORTS
 from catalogue.members.members import Application, Members
 from catalogue.pages import page_text
 from catalogue.pages.member_lines import OUTCOMES, WHY, list_member_lines, read_member_health
+from catalogue.pages.space_map import HEIGHT, LINE, WIDTH, place_owners
 from catalogue.search import search_query as questions
 from catalogue.search.facets import FACETS, EntryView
 from catalogue.search.search_query import SearchQuery
@@ -71,6 +72,7 @@ class Site:
             SORTS=questions.SORTS,
             OUTCOMES=OUTCOMES,
             WHY=WHY,
+            MAP={"width": WIDTH, "height": HEIGHT, "line": LINE},
             EXPORTS=EXPORTS,
         )
 
@@ -134,8 +136,8 @@ class Site:
         """Every member, and for the operator the form to admit one: with what it said where that was refused."""
         counts = await self._search.owners(viewer)
         lines = await self._store.read(partial(list_member_lines, viewer=viewer, counts=counts))
-        status = error.status if error else 200
-        return self._page("members.html", viewer, status=status, lines=lines, asked=asked, error=error, where="members")
+        shown = {"lines": lines, "places": place_owners(lines), "asked": asked, "error": error}
+        return self._page("members.html", viewer, status=error.status if error else 200, where="members", **shown)
 
     async def _spoilers(self, asked: SearchQuery, viewer: Viewer) -> list[tuple[str, str, int]]:
         """Which part of a question without hits to leave out: its words, where they lead, and how many hits then. As
