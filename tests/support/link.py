@@ -83,10 +83,11 @@ class Link:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 flows.wait()
-                if most is not None and (most := most - len(data)) < 0:
+                passes = data[:most]
+                sink.sendall(self.alter(passes))
+                if most is not None and (most := most - len(passes)) == 0 and len(passes) < len(data):
                     self.cuts += 1
                     break
-                sink.sendall(self.alter(data))
         flows.wait()
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -61,11 +61,16 @@ def numbers(owner: Owner) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def large(owner: Owner, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More than lies between owner and reader."""
     path = tmp_path_factory.mktemp("large") / "large.parquet"
     pq.write_table(pa.table({"id": np.arange(_LARGE)}), path, row_group_size=100_000)
-    return owner.dataset(name="large", path=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def large(owner: Owner, large_file: Path) -> Dataset:
+    return owner.dataset(name="large", path=large_file)
 
 
 @pytest.fixture
@@ -729,16 +734,16 @@ def test_a_plain_stream_bears_lost_connections_too(numbers: Dataset, link: Link)
         assert stream.end["status"] == "complete"
 
 
-def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner) -> None:
-    dataset = owner.dataset(seconds=30)  # near its end from the beginning
-    with dataset.stream(columns=["id", "name"], batch_rows=2000) as stream:
+def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner, large_file: Path) -> None:
+    dataset = owner.dataset(name="short", path=large_file, seconds=30)  # near its end from the beginning
+    with dataset.stream(batch_rows=50_000) as stream:
         found = []
         for number, batch in enumerate(stream):
             found.append(batch)
             if number == 3:
                 for grant in (grant for one in owner.provider.reads.live.values() for grant in one.grants):
                     grant.lease.deadline = 0.0
-    assert ids(found) == list(range(ROWS))
+    assert ids(found) == list(range(_LARGE))
     assert stream.reopened >= 1
 
 
