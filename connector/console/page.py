@@ -61,6 +61,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
     "ROLES": formatting.ROLES,
     "STAGES": formatting.STAGES,
     "TEMPLATE_TITLES": formatting.TEMPLATE_TITLES,
+    "USAGE": formatting.USAGE,
 }
 """Texts of words that the templates have by name."""
 

@@ -85,11 +85,20 @@ STAGES = {
     "storing": "Storing",
 }
 ROLES = {"provider": "provider", "consumer": "consumer"}
+USAGE = {
+    "Queries": "Queries",
+    "Queries today": "Queries today",
+    "Rows": "Rows",
+    "Bytes": "Bytes",
+    "Privacy budget": "Privacy budget",
+    "no limit": "no limit",
+}
 STATES = (
     "requested", "offered", "accepted", "agreed", "verified", "finalized", "terminated", "started", "suspended",
     "completed", "held", "active", "ended", "pending", "withdrawn", "revoked", "expired", "ok", "refused", "failed",
     "broken", "complete", "partial", "stopped", "registered", "in progress", "waiting", "planning", "asking", "merging",
     "finding", "converting", "checking", "counting", "digesting", "storing", "offline", "stale", "unreachable",
+    "valid", "unknown",
 )  # fmt: skip
 _DATES = {"en": ("d MMM y, HH:mm:ss 'UTC'", "d MMMM y"), "de": ("d. MMM y, HH:mm:ss 'UTC'", "d. MMMM y")}
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since the epoch: years 1 to 9999

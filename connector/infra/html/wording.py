@@ -43,6 +43,6 @@ def format_count(number: int, one: str, many: str = "", language: str = DEFAULT)
     return f"{format_number(number, language)} {noun}"
 
 
-def format_number(number: int, language: str = DEFAULT) -> str:
+def format_number(number: float, language: str = DEFAULT) -> str:
     """`1,204`, in German `1.204`."""
-    return format_decimal(number, locale=language)
+    return format_decimal(number, format="#,##0.######", locale=language)

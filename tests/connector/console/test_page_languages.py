@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from connector.management.sign_on.auth import COOKIE
-from tests.connector.console.support import Console, opened
+from tests.connector.console.support import Console, Reader, fill, opened
+from tests.connector.console.test_pages import PAGES
 
 OURS = {"sec-fetch-site": "same-origin"}
 
@@ -61,6 +62,16 @@ async def test_the_switch_takes_only_languages_there_are_and_only_from_the_conso
     assert (wrong.status_code, "set-cookie" in wrong.headers) == (400, False)
     foreign = await desk.http.post("/language", data={"language": "de"}, headers={"sec-fetch-site": "cross-site"})
     assert (foreign.status_code, "set-cookie" in foreign.headers) == (403, False)
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _, _ in PAGES if path != "/search"}))
+async def test_every_page_is_drawn_in_german(desk: Console, path: str) -> None:
+    await fill(desk.parts)
+    page = await asked(desk, path, accept_language="de")
+    assert Reader(page).problems == []
+    assert '<html lang="de">' in page
+    for english in (">Log out<", ">Datasets<", ">Settings<", ">State<", " ago<", ">just now<"):
+        assert english not in page
 
 
 async def test_requests_at_the_same_time_each_keep_their_language(desk: Console) -> None:
