@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hanse.client import Dataset, Entry, Space
+    from hanse.client import Dataset, Space
     from hanse.errors import (
         AccessExpired,
         AccessRevoked,
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
         Unreachable,
         Unverified,
     )
+    from hanse.notebook.found import Entry
     from hanse.stream import Stream
 
-_HOMES = {"Dataset": "client", "Entry": "client", "Space": "client", "Stream": "stream"}
+_HOMES = {"Dataset": "client", "Entry": "notebook.found", "Space": "client", "Stream": "stream"}
 __all__ = [
     "AccessExpired",
     "AccessRevoked",

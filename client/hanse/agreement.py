@@ -138,6 +138,29 @@ def agree(
     return (yield from _start_transfer(dataset, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
+def find_access(name: Name) -> Generator[Call, Any, TransferAccess]:
+    """Return access to a dataset under the newest agreement in force that has a started transfer. Starts nothing.
+
+    Raises:
+        NotFound: there is no such dataset, or no started transfer (`no_access`).
+    """
+    dataset = yield from find(name)
+    for row in (yield from list_agreements(dataset)):
+        agreement = str(row["id"])
+        transfers = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
+        for transfer in transfers:
+            pushed = str(transfer.get("format", "")).endswith(_PUSH)
+            if transfer.get("agreement_id") == agreement and transfer.get("state") == "STARTED" and not pushed:
+                purpose = expand_purpose(str(transfer.get("purpose") or ""))
+                found, provider = str(transfer["id"]), dataset.provider
+                return TransferAccess(dataset.name, dataset.dataset_id, agreement, found, purpose, provider)
+    raise NotFound(
+        f"expected an agreement for {name} with a started transfer, found none; get access with "
+        f"space.agree({str(name)!r}, purpose=...)",
+        code="no_access",
+    )
+
+
 def _negotiate_first(
     dataset: CatalogDataset, offers: Sequence[str], *, purpose: str, **more: Any
 ) -> Generator[Call, Any, str]:

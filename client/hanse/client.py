@@ -16,10 +16,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from urllib.parse import urlencode
 
 from hanse import agreement as agreement_steps
@@ -27,17 +27,19 @@ from hanse._transport import http_stream
 from hanse._transport.api import Api, post_small
 from hanse._transport.cancellation import Waits
 from hanse._transport.http_stream import HttpReply, HttpRequest
+from hanse._transport.pages import list_pages
 from hanse._transport.person import Token
 from hanse._transport.read_renewal import ReadRenewal
 from hanse.agreement import Call, TransferAccess, quote_segment
 from hanse.audit.read_receipts import Receipts
 from hanse.errors import AccessRevoked, BadInput, Broken, Busy, HanseError, NotFound, Refused
 from hanse.explanation import Explained
-from hanse.html_view import ROWS_MAX, clip, facts_table, hide_login, list_names, rows_table
+from hanse.notebook.found import Entries, Entry, Rows, read_entry
+from hanse.notebook.html_view import clip, facts_table, hide_login
+from hanse.notebook.short_cache import ShortCache
 from hanse.options import HfOptions, LoaderOptions, RayOptions, SparkOptions, TorchOptions, check_options, require_extra
 from hanse.plan import DueBlocks, Plan
 from hanse.retry import IDLE_SECONDS, SECONDS, Patience
-from hanse.short_cache import ShortCache
 from hanse.stream import Stream
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ _QUERY_MAX = 4096  # characters of a query string: servers and proxies refuse lo
 _HEAD_MAX = 10_000  # rows that `head` returns
 BYTES_MAX = 2 * 2**30  # memory of rows that are kept as a whole, unless a caller allows more
 _KEPT_SECONDS = 30.0
+_AGREEMENT_SHOWN = ("id", "role", "dataset", "counterparty", "state")
+_PENDING_SHOWN = ("id", "dataset", "counterparty", "purpose", "state")
 _NO_ROWS = ("aggregate_only", "aggregate_shape", "action_not_agreed")
 _QUERY_ADVICE = (
     "ask for figures with dataset.query() or space.query(), such as SELECT <column>, count(*) ... GROUP BY <column>; "
@@ -67,73 +71,13 @@ _QUERY_ADVICE = (
 _FORM = "application/x-www-form-urlencoded"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A dataset that the catalogue found. `raw` is the catalogue's whole answer about it."""
-
-    path: str  # participant/dataset: what `agree` takes
-    name: str
-    participant: str
-    title: str
-    description: str
-    columns: tuple[str, ...]
-    sentences: tuple[str, ...]  # the offers in plain words
-    raw: Mapping[str, Any] = field(repr=False)
-
-    def __repr__(self) -> str:
-        """Show name, title and size, not the terms: `sentences` has them."""
-        title = f" {clip(self.title)!r}" if self.title else ""
-        return f"<Entry {clip(self.path)}{title}, {_count(self._columns, 'column')}, {_count(self._offers, 'offer')}>"
-
-    def _repr_html_(self) -> str:
-        """Show it as a small table; of the terms only how many offers there are."""
-        facts = (
-            ("title", self.title),
-            ("about", self.description),
-            ("owner", self.participant),
-            ("columns", list_names(self.columns)),
-            ("offers", f"{self._offers:,}"),
-            ("next", f"space.agree({self.path!r}, purpose=...)"),
-        )
-        return facts_table(self.path, facts)
-
-    @property
-    def _columns(self) -> int:
-        """How many there are: a result of a search has the first hundred only."""
-        count = self.raw.get("column_count")
-        return count if isinstance(count, int) else len(self.columns)
-
-    @property
-    def _offers(self) -> int:
-        count, offers = self.raw.get("offer_count"), self.raw.get("offers")
-        return count if isinstance(count, int) else len(offers) if isinstance(offers, list) else 0
-
-
-class Found(list[T]):
-    """A list that a notebook shows as a table, and a prompt as one line an entry; of a long one the first entries."""
-
-    def __repr__(self) -> str:
-        lines = [f" {clip(repr(one), 200)}" for one in self[:ROWS_MAX]]
-        more = [f" and {len(self) - ROWS_MAX:,} more"] if len(self) > ROWS_MAX else []
-        return "[" + ",\n".join(lines + more).removeprefix(" ") + "]"
-
-
-class Entries(Found[Entry]):
-    """The datasets that a search found."""
-
-    def _repr_html_(self) -> str:
-        rows = ((one.path, one.title, list_names(one.columns), one._offers) for one in self)
-        return rows_table(
-            _count(len(self), "dataset"), ("dataset", "title", "columns", "offers"), rows, total=len(self)
-        )
-
-
 class Space:
     """A connection to one participant's connector."""
 
     def __init__(self, url: str, token: Token, *, seconds: float = 30.0) -> None:
         self._connect = partial(Api, url, token, seconds=seconds)
         self._api, self._process = self._connect(), os.getpid()
+        self._paths = ShortCache[list[str]](seconds=_KEPT_SECONDS)
 
     def __repr__(self) -> str:
         """Show the address, never the token."""
@@ -190,11 +134,75 @@ class Space:
         found: dict[str, Entry] = {}
         for page in count(1):
             answer = self.api.get("/search", **query, size=min(limit, _PAGE_MAX), page=page)
-            entries = [_read_entry(hit) for hit in answer.get("results", [])]
+            entries = [read_entry(hit) for hit in answer.get("results", [])]
             found |= {str(entry.raw.get("id", entry.path)): entry for entry in entries}  # a change can move them
             if not entries or len(found) >= limit or page >= answer.get("pages", 1):
                 break
         return Entries(list(found.values())[:limit])
+
+    def datasets(self, *, owner: str = "", limit: int = 1000) -> Entries:
+        """Return the datasets of the data space that this participant may see; with `owner` only that participant's.
+
+        Raises:
+            BadInput: `limit` is not from 1 to 10,000.
+
+        Example:
+            space.datasets(owner="north")
+        """
+        filters = {"owner": owner} if owner else {}
+        return self.search(limit=limit, **filters)
+
+    def agreements(self, *, role: Literal["", "consumer", "provider"] = "", limit: int = 1000) -> Rows:
+        """Return this participant's agreements, newest first; with `role` only those in which it has that role.
+
+        Raises:
+            BadInput: `limit` is not from 1 to 10,000.
+
+        Example:
+            space.agreements(role="consumer")
+        """
+        query = {"role": role} if role else {}
+        return Rows(self._list("/agreements", limit, **query), "agreement", _AGREEMENT_SHOWN)
+
+    def pending(self, *, limit: int = 1000) -> Rows:
+        """Return the negotiations that wait for a decision of a person at this connector. `sentences` has the terms.
+
+        Raises:
+            BadInput: `limit` is not from 1 to 10,000.
+
+        Example:
+            for row in space.pending(): print(row["id"], row["sentences"])
+        """
+        return Rows(self._list("/negotiations", limit, waiting_for_us="true"), "negotiation", _PENDING_SHOWN)
+
+    def __getitem__(self, name: str) -> Dataset:
+        """Return a dataset that was agreed on before and whose transfer is started: the newest. It requests nothing of
+        the owner but its catalog; `agree` negotiates.
+
+        Raises:
+            NotFound: there is no such dataset, or no access to it yet.
+
+        Example:
+            space["north/flights"].head()
+        """
+        if not isinstance(name, str):
+            raise BadInput(f"expected a dataset as <participant>/<dataset> such as north/flights, got {name!r}")
+        return Dataset(self, self.drive(agreement_steps.find_access(agreement_steps.parse_name(name))))
+
+    __iter__ = None  # else Python would try space[0], space[1], ...
+    __contains__ = None
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """Return the names that a notebook offers after `space["`; none while the connector cannot be asked."""
+        try:
+            return list(self._paths.get(lambda: [entry.path for entry in self.datasets()]))
+        except HanseError:
+            return []
+
+    def _list(self, path: str, limit: int, **query: Any) -> list[dict[str, Any]]:
+        if type(limit) is not int or not 1 <= limit <= _FOUND_MAX:
+            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, got {limit!r}")
+        return list_pages(self.api, path, most=limit, **query)
 
     def agree(
         self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0, again: bool = False
@@ -838,11 +846,6 @@ class Dataset:
             raise Broken("expected endpoint and ticket in a data address, got another form") from None
 
 
-def _count(number: int, name: str) -> str:
-    """Return `1 offer`, `3 offers`."""
-    return f"{number:,} {name}" + "s" * (number != 1)
-
-
 def _check_selection(columns: Iterable[str], where: str) -> dict[str, Any]:
     """Return columns and condition as a plan request has them. Raises: BadInput for anything but a list of texts and a
     text."""
@@ -861,22 +864,6 @@ def _column_parameters(columns: Sequence[str]) -> dict[str, str]:
     if all(name == name.strip() != "" and "," not in name for name in columns):
         return {"columns": ",".join(columns)}
     return {"column_names": json.dumps(list(columns), ensure_ascii=False)}
-
-
-def _read_entry(hit: Mapping[str, Any]) -> Entry:
-    offers = [offer for offer in hit.get("offers", []) if isinstance(offer, dict)]
-    sentences = [str(text) for offer in offers for text in offer.get("sentences", [])]
-    participant, name = str(hit.get("participant", "")), str(hit.get("name", ""))
-    return Entry(
-        path=str(hit.get("path") or f"{participant}/{name}"),
-        name=name,
-        participant=participant,
-        title=str(hit.get("title", "")),
-        description=str(hit.get("description", "")),
-        columns=tuple(map(str, hit.get("columns", []))),
-        sentences=tuple(sentences),
-        raw=hit,
-    )
 
 
 def _retry_queued(ask: Callable[[], T], patience: float) -> T:

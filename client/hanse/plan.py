@@ -15,7 +15,7 @@ import pyarrow as pa
 from hanse._arrow.message_limits import METADATA_MAX, CheckedBody
 from hanse._arrow.value_limits import refuse_types
 from hanse.errors import BadInput, Broken
-from hanse.html_view import clip, facts_table, list_names
+from hanse.notebook.html_view import clip, facts_table, list_names
 
 PER_READ = 256  # blocks in one request of a loader: many millions of rows
 BLOCKS_MAX = 1024  # blocks in any request: the owner's limit

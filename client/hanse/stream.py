@@ -35,7 +35,7 @@ from hanse.errors import (
     error_from_end,
     escape_control,
 )
-from hanse.html_view import CELL_MAX, ROWS_MAX, clip, facts_table, list_names, rows_table
+from hanse.notebook.html_view import CELL_MAX, ROWS_MAX, clip, facts_table, list_names, rows_table
 from hanse.options import require_extra
 from hanse.plan import DueBlocks
 from hanse.retry import Patience

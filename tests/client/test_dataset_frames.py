@@ -14,7 +14,7 @@ import pytest
 from hanse import errors
 from hanse.agreement import Name, TransferAccess
 from hanse.client import Dataset, Space
-from hanse.short_cache import ShortCache
+from hanse.notebook.short_cache import ShortCache
 
 from tests.client.support import SCHEMA, Asked, batch, chunked, complete, connector, ipc, owned
 

@@ -24,3 +24,13 @@ def test_a_dataset_of_figures_says_how_to_ask_for_them(running: Running) -> None
         with pytest.raises(hanse.Refused, match=r"dataset\.query\(\)") as caught:
             act()
         assert SECRET not in str(caught.value)
+
+
+def test_a_space_lists_what_there_is(running: Running) -> None:
+    space = running.forge
+    assert {entry.participant for entry in space.datasets(owner="north")} == {"north"}
+    assert "north/flights" in space._ipython_key_completions_()
+    known = running.story.agreed["north/secret_rows"]
+    assert space["north/secret_rows"].agreement_id == known.agreement_id
+    assert known.agreement_id in {row["id"] for row in space.agreements(role="consumer")}
+    assert isinstance(space.pending(), list)

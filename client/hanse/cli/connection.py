@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hanse.config import Connection
 
 
-_PAGE, _ROWS_MAX = 100, 10_000
+_ROWS_MAX = 10_000
 
 Row = dict[str, Any]
 
@@ -57,18 +57,9 @@ def list_all(path: str, *, after: Callable[[Row], Any] | None = None, **query: A
     `after`: the function of a page's last row that its next page begins after; without it, pages are requested by
     `offset`.
     """
-    api, rows, more = space().api, dict[Any, Row](), dict[str, Any]()
-    for seen in range(_PAGE, _ROWS_MAX + 1, _PAGE):
-        page, known = api.get(path, **query, **more, limit=_PAGE), len(rows)
-        rows |= {(after or _row_key)(row): row for row in page}  # new rows shift the pages
-        if len(page) != _PAGE or len(rows) == known:
-            break
-        more = {"after": after(page[-1])} if after else {"offset": seen}
-    else:
+    from hanse._transport.pages import list_pages
+
+    rows = list_pages(space().api, path, most=_ROWS_MAX, after=after, **query)
+    if len(rows) == _ROWS_MAX:
         say(f"these are the first {len(rows):,} rows; the management API's {path} has the others")
-    return list(rows.values())
-
-
-def _row_key(row: Row) -> tuple[Any, ...]:
-    """Return a row's key: a connector may hold both sides of an agreement."""
-    return row["id"], row.get("role")
+    return rows

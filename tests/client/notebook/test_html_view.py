@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hanse.agreement import Name, TransferAccess
-from hanse.client import Dataset, Entries, Entry, Space
+from hanse.client import Dataset, Space
 from hanse.explanation import Explained
-from hanse.html_view import clip, facts_table, rows_table
+from hanse.notebook.found import Entries, Entry
+from hanse.notebook.html_view import clip, facts_table, rows_table
 from hanse.plan import Plan, PlanBlock
 
 from tests.client.support import batch, chunked, complete, connector, ipc, owned
