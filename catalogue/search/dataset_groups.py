@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from catalogue.search.facets import EntryView
 
-GROUPED_MAX = 200  # datasets that are looked at for the groups of one page
+GROUPED_MAX = 100  # datasets that are looked at for the groups of one page
 
 
 def group_key(card: EntryView) -> str:
@@ -22,9 +22,9 @@ def group_key(card: EntryView) -> str:
 
 
 def build_groups(cards: Iterable[EntryView]) -> dict[str, list[EntryView]]:
-    """The datasets of each key in their order, where they have several owners."""
-    groups: dict[str, list[EntryView]] = {}
+    """The first dataset of each owner with each key, in their order, where there are several owners."""
+    groups: dict[str, dict[str, EntryView]] = {}
     for card in cards:
         if key := group_key(card):
-            groups.setdefault(key, []).append(card)
-    return {key: group for key, group in groups.items() if len({card.owner for card in group}) > 1}
+            groups.setdefault(key, {}).setdefault(card.owner, card)
+    return {key: list(group.values()) for key, group in groups.items() if len(group) > 1}

@@ -125,10 +125,11 @@ class Search:
 
         A group stands where its first dataset does; its others are left out there and on later pages.
         """
-        keys = {hit.card.entry.id: group_key(hit.card) for hit in results.hits}
+        keys = await self._in_index(lambda: {hit.card.entry.id: group_key(hit.card) for hit in results.hits})
         wanted = sorted({key for key in keys.values() if key})
         ids = await self._in_index(partial(self._index.grouped, results.question, wanted, viewer)) if wanted else ()
-        groups = build_groups(await self._store.read(partial(_read_views, ids=ids, viewer=viewer)))
+        cards = await self._store.read(partial(_read_views, ids=ids, viewer=viewer))
+        groups = await self._in_index(partial(build_groups, cards))
         leads = {key: group[0].entry.id for key, group in groups.items()}
         inside = {card.entry.id for group in groups.values() for card in group[1:]}
         return [

@@ -41,6 +41,20 @@ def test_name_and_columns_decide(other: EntryView, together: bool) -> None:
     assert bool(build_groups([view("north"), other])) is together
 
 
+def test_an_owner_has_one_place_in_a_group() -> None:
+    first, copy, other = view("north"), view("north"), view("south")
+    assert list(build_groups([first, copy, other]).values()) == [[first, other]]
+
+
+async def test_an_owner_with_many_copies_hides_no_other(catalogue: Catalogue, north: Provider, south: Provider) -> None:
+    await offer(catalogue, north, "north", patients={})
+    await offer(catalogue, south, "south", **{f"x{number}:patients": {} for number in range(120)})
+    shown = [card for page in range(1, 8) for card in await cards(catalogue, f"/?sort=owner&page={page}")]
+    links = [link for card in shown for link in card]
+    assert sorted(links) == sorted(set(links))
+    assert len(links) == 121
+
+
 def test_datasets_without_columns_belong_to_no_group() -> None:
     assert group_key(view("north", columns=[])) == ""
     assert build_groups([view("north", columns=[]), view("south", columns=[])]) == {}
