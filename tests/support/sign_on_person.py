@@ -62,7 +62,7 @@ class SignOnPerson:
         await self.page.goto(self.base)
         await self._follow_button()
         await self.provider.sign_in(self.page, name)
-        await expect(self.page.locator(".who form button")).to_have_text("Log out")
+        await expect(self.page.locator('.who form[action="/logout"] button')).to_have_text("Log out")
 
     async def look_around(self, name: str, role: str) -> None:
         """Check what the role sees, and what it does not."""
@@ -77,7 +77,7 @@ class SignOnPerson:
 
     async def log_out(self) -> None:
         """Log out with the console's button, which leads to the provider's logout and back."""
-        await self.page.locator(".who form button").click()
+        await self.page.locator('.who form[action="/logout"] button').click()
         await self.provider.confirm_logout(self.page)
         await self.page.wait_for_url(re.compile(f"{re.escape(self.base)}/login"))
 
