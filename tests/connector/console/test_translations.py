@@ -11,6 +11,7 @@ import pytest
 from babel.messages import Catalog
 from babel.messages.extract import extract
 from babel.messages.pofile import read_po
+from jinja2 import Environment, nodes
 from jinja2.ext import babel_extract
 
 from connector import console
@@ -123,6 +124,17 @@ def test_a_translation_has_the_placeholders_and_the_markup_of_its_text(language:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_no_text_of_a_template_is_outside_of_gettext(path: Path) -> None:
     assert outside(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_no_template_gives_the_name_of_gettext_to_a_value(path: Path) -> None:
+    """`{% for _, one in ... %}` would make each `_("...")` in the loop fail."""
+    bound = {
+        one.name
+        for one in Environment(extensions=["jinja2.ext.i18n"]).parse(path.read_text()).find_all(nodes.Name)
+        if one.ctx != "load"
+    }
+    assert not bound & {"_", "gettext", "ngettext"}
 
 
 def test_the_search_for_texts_finds_them() -> None:
