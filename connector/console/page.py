@@ -175,7 +175,8 @@ class PageRenderer:
         caller = self._caller(request)
         waiting = await self._waiting() if caller is not None and caller.may("read") else 0
         shown = {"me": caller, "now": time.time(), "where": "", "names": await self.names(), "badge": waiting}
-        shown |= {"this_page": _path_asked(request) if request.method in _SAFE else "/"}
+        # The page of a refusal does not repeat what was sent: the answer of an OpenID provider is in the address.
+        shown |= {"this_page": _path_asked(request) if request.method in _SAFE and status < 400 else "/"}
         language = choose_language(request.cookies.get(LANGUAGE_COOKIE, ""), request.headers.get("accept-language", ""))
         html = self._environment(language).get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status, headers={"vary": VARY})
