@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from connector.dataplane.read_request import COMPLETE
 from connector.errors import Invalid, NotAcceptable
+from connector.infra.http.accept_header import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -92,12 +93,7 @@ def choose_media(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
     """
     if len(accept) > _ACCEPT_MAX:  # bounds the time to parse it
         raise NotAcceptable(f"expected an Accept of at most {_ACCEPT_MAX} characters, got {len(accept)}")
-    liked: dict[str, float] = {}
-    for entry in accept.split(","):
-        media, *parameters = (word.strip().lower() for word in entry.split(";"))
-        quality = next((_parse_quality(word) for word in parameters if word.startswith("q=")), 1.0)
-        if media and quality is not None:
-            liked[media] = max(quality, liked.get(media, 0.0))
+    liked = read_weights(accept)
 
     def quality_of(media: str) -> float:
         ranges = (media, media.partition("/")[0] + "/*", "*/*")
@@ -111,12 +107,3 @@ def choose_media(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
             "without Accept, the answer is Arrow"
         )
     return offered[best]
-
-
-def _parse_quality(word: str) -> float | None:
-    """Return the quality of a parameter, None for an invalid one: then the entry is ignored."""
-    try:
-        quality = float(word[2:])
-    except ValueError:
-        return None
-    return quality if 0 <= quality <= 1 else None

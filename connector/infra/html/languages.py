@@ -17,6 +17,8 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from jinja2 import Environment
 
+from connector.infra.http.accept_header import read_weights
+
 LANGUAGES: Mapping[str, str] = {"en": "English", "de": "Deutsch"}
 """Languages by code, each by its own name. The first is the language of the templates."""
 
@@ -39,21 +41,9 @@ def choose_language(cookie: str, accepted: str) -> str:
 
 
 def _preferred(accepted: str) -> list[str]:
-    """Return the languages of a header, the preferred first. Those with weight 0 or an invalid one are left out."""
-    weighted = []
-    for one in accepted[:_HEADER_MAX].split(",")[:_NAMED_MAX]:
-        name, _, parameter = one.partition(";")
-        weight = _weight(parameter.strip())
-        if name.strip() and 0 < weight <= 1:
-            weighted.append((weight, name.strip().lower()))
-    return [name for _, name in sorted(weighted, key=lambda pair: -pair[0])]
-
-
-def _weight(parameter: str) -> float:
-    try:
-        return float(parameter.removeprefix("q=")) if parameter else 1.0
-    except ValueError:
-        return 0.0
+    """Return the languages of a header, the preferred first. Those with weight 0 are left out."""
+    weights = read_weights(accepted[:_HEADER_MAX], most=_NAMED_MAX)
+    return sorted((name for name, weight in weights.items() if weight), key=lambda name: -weights[name])
 
 
 @cache
