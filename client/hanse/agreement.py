@@ -7,7 +7,7 @@ steps serve a blocking and an asynchronous client, and tests need no server.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -146,14 +146,8 @@ def find_access(name: Name) -> Generator[Call, Any, TransferAccess]:
     """
     dataset = yield from find(name)
     for row in (yield from list_agreements(dataset)):
-        agreement = str(row["id"])
-        transfers = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
-        for transfer in transfers:
-            pushed = str(transfer.get("format", "")).endswith(_PUSH)
-            if transfer.get("agreement_id") == agreement and transfer.get("state") == "STARTED" and not pushed:
-                purpose = expand_purpose(str(transfer.get("purpose") or ""))
-                found, provider = str(transfer["id"]), dataset.provider
-                return TransferAccess(dataset.name, dataset.dataset_id, agreement, found, purpose, provider)
+        for access in (yield from _list_started(dataset, str(row["id"]))):
+            return access
     raise NotFound(
         f"expected an agreement for {name} with a started transfer, found none; get access with "
         f"space.agree({str(name)!r}, purpose=...)",
@@ -319,18 +313,14 @@ def _start_transfer(
         Refused: the owner ends it.
         NegotiationPending: it has not started in time.
     """
-    access = TransferAccess(dataset.name, dataset.dataset_id, agreement, "", purpose, dataset.provider)
-    rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
-    for row in rows:
-        same = row.get("agreement_id") == agreement and expand_purpose(str(row.get("purpose") or "")) == purpose
-        same = same and not str(row.get("format", "")).endswith(_PUSH)  # a push transfer cannot be read here
-        if same and row.get("state") == "STARTED":
-            return replace(access, transfer_id=str(row["id"]))
+    for started in (yield from _list_started(dataset, agreement)):
+        if started.purpose == purpose:
+            return started
     body = {"agreement_id": agreement, "format": FORMAT, **({"purpose": purpose} if purpose else {})}
     row = yield Call("POST", "/transfers", body=body, seconds=30)
     row = yield from poll_until("/transfers", row, "STARTED", deadline=deadline, now=now)
     if row["state"] == "STARTED":
-        return replace(access, transfer_id=str(row["id"]))
+        return _access(dataset, agreement, row, purpose)
     if row["state"] in _ENDED:
         reason = row.get("reason") or "without giving a reason"
         raise Refused(
@@ -341,6 +331,22 @@ def _start_transfer(
     raise NegotiationPending(
         f"{dataset.name.participant} has not started the transfer yet ({row['state']}); call again later"
     )
+
+
+def _list_started(dataset: CatalogDataset, agreement: str) -> Generator[Call, Any, list[TransferAccess]]:
+    """Return the started transfers under an agreement that can be read here; a push cannot."""
+    rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
+    return [
+        _access(dataset, agreement, row, expand_purpose(str(row.get("purpose") or "")))
+        for row in rows
+        if row.get("agreement_id") == agreement
+        and row.get("state") == "STARTED"
+        and not str(row.get("format", "")).endswith(_PUSH)
+    ]
+
+
+def _access(dataset: CatalogDataset, agreement: str, transfer: Mapping[str, Any], purpose: str) -> TransferAccess:
+    return TransferAccess(dataset.name, dataset.dataset_id, agreement, str(transfer["id"]), purpose, dataset.provider)
 
 
 def poll_until(

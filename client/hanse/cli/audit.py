@@ -14,7 +14,6 @@ from hanse.cli.output import (
     STANDARD,
     AsJson,
     console,
-    format_count,
     format_size,
     format_time,
     print_json,
@@ -24,6 +23,7 @@ from hanse.cli.output import (
     write_whole,
 )
 from hanse.errors import BadInput, Broken, SignerUnknown, Unverified
+from hanse.notebook.html_view import format_count
 
 commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is_help=True)
 

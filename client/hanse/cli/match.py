@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.audit import key_of
-from hanse.cli.output import AsJson, format_count, print_json, print_rows, say
+from hanse.cli.output import AsJson, print_json, print_rows, say
 from hanse.errors import BadInput, SignerUnknown, Unverified
+from hanse.notebook.html_view import format_count
 
 File = Annotated[Path, typer.Argument(help="An evidence file of one side.", show_default=False)]
 Key = Annotated[list[str], typer.Option(help="A log's verifier key, or a file with it; give both sides'.")]

@@ -304,11 +304,6 @@ def time_column(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: format_time(row.get(key))
 
 
-def format_count(count: int, what: str) -> str:
-    """Format a count with its noun: `1 row`, `1,200 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def format_size(count: float) -> str:
     """Format a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -22,7 +22,6 @@ from hanse.cli.output import (
     AsJson,
     console,
     format_cell,
-    format_count,
     format_size,
     open_stdout,
     poll_during,
@@ -34,6 +33,7 @@ from hanse.cli.output import (
     write_whole,
 )
 from hanse.errors import BadInput, GroupsLeftOut, HanseError
+from hanse.notebook.html_view import format_count
 
 if TYPE_CHECKING:
     import pyarrow as pa

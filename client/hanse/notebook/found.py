@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hanse.notebook.html_view import ROWS_MAX, clip, facts_table, list_names, rows_table
+from hanse.notebook.html_view import ROWS_MAX, clip, facts_table, format_count, list_names, rows_table
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ class Entry:
     def __repr__(self) -> str:
         """Show name, title and size, not the terms: `sentences` has them."""
         title = f" {clip(self.title)!r}" if self.title else ""
-        return f"<Entry {clip(self.path)}{title}, {count(self._columns, 'column')}, {count(self._offers, 'offer')}>"
+        size = f"{format_count(self._columns, 'column')}, {format_count(self._offers, 'offer')}"
+        return f"<Entry {clip(self.path)}{title}, {size}>"
 
     def _repr_html_(self) -> str:
         """Show it as a small table; of the terms only how many offers there are."""
@@ -67,7 +68,9 @@ class Entries(Found[Entry]):
 
     def _repr_html_(self) -> str:
         rows = ((one.path, one.title, list_names(one.columns), one._offers) for one in self)
-        return rows_table(count(len(self), "dataset"), ("dataset", "title", "columns", "offers"), rows, total=len(self))
+        return rows_table(
+            format_count(len(self), "dataset"), ("dataset", "title", "columns", "offers"), rows, total=len(self)
+        )
 
 
 class Rows(Found[dict[str, Any]]):
@@ -82,7 +85,7 @@ class Rows(Found[dict[str, Any]]):
 
     def _repr_html_(self) -> str:
         rows = ([row.get(key) for key in self._shown] for row in self)
-        return rows_table(count(len(self), self._name), self._shown, rows, total=len(self))
+        return rows_table(format_count(len(self), self._name), self._shown, rows, total=len(self))
 
 
 class _Shown(dict[str, Any]):
@@ -104,8 +107,3 @@ def read_entry(hit: Mapping[str, Any]) -> Entry:
         sentences=tuple(sentences),
         raw=hit,
     )
-
-
-def count(number: int, name: str) -> str:
-    """Return `1 offer`, `3 offers`."""
-    return f"{number:,} {name}" + "s" * (number != 1)

@@ -33,6 +33,11 @@ def list_names(names: Sequence[str], most: int = NAMES_MAX) -> str:
     return ", ".join(clip(name) for name in names[:most]) + more
 
 
+def format_count(count: int, what: str) -> str:
+    """Format a count with its noun: `1 row`, `1,200 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def hide_login(url: str) -> str:
     """Return an address without the name and password that it may have before `@`."""
     parts = urlsplit(url)
