@@ -203,15 +203,13 @@ class Index:
         searcher = self._live.engine.searcher()
         query = self._query(question, viewer)
         offset = (question.page - 1) * question.size
-        result: Any = searcher.search(
-            query, question.size, offset=offset, **_ORDERS[question.order]
-        )  # stub: no `count`
+        order = _ORDERS[question.order]
+        result: Any = searcher.search(query, question.size, offset=offset, **order)  # its stub leaves `count` out
         return IndexHits(_ids(searcher, result), result.count, self._counts(searcher, question, viewer, query))
 
     def grouped(self, question: SearchQuery, keys: Iterable[str], viewer: Viewer) -> tuple[str, ...]:
         """Ids of the first GROUPED_MAX hits, over all pages, that have one of these keys of groups."""
-        parts = [self._query(question, viewer), self._any("group", keys)]
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        query = _all([self._query(question, viewer), self._any("group", keys)])
         searcher = self._live.engine.searcher()
         return _ids(searcher, searcher.search(query, GROUPED_MAX, **_ORDERS[question.order]))
 
@@ -222,8 +220,7 @@ class Index:
             return ()
         prefix = partial(tantivy.Query.fuzzy_term_query, self._schema, text=folded, distance=0, prefix=True)
         any_field = [(tantivy.Occur.Should, prefix(field_name=field)) for field in _PREFIX_FIELDS]
-        parts = [self._query(question, viewer), tantivy.Query.boolean_query(any_field)]
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        query = _all([self._query(question, viewer), tantivy.Query.boolean_query(any_field)])
         searcher = self._live.engine.searcher()
         return _ids(searcher, searcher.search(query, limit, **_ORDERS["relevance"]))
 
@@ -260,8 +257,8 @@ class Index:
             counts |= count_facets(searcher, own, [name])
             for value in values:
                 if value not in dict(counts[name]):  # chosen, and not of the largest
-                    both = [(tantivy.Occur.Must, own), (tantivy.Occur.Must, self._any(f"facet_{name}", [value]))]
-                    counts[name].append((value, count_hits(searcher, tantivy.Query.boolean_query(both))))
+                    both = _all([own, self._any(f"facet_{name}", [value])])
+                    counts[name].append((value, count_hits(searcher, both)))
         return counts
 
     # -- queries
@@ -272,7 +269,7 @@ class Index:
         parts += [self._column(column) for column in question.columns]
         if question.words:
             parts.append(self._words(question.words))
-        return tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+        return _all(parts)
 
     def _words(self, text: str) -> tantivy.Query:
         """All words of a text, or the dataset with that id; a text that is longer than words may be is an id. Nothing
@@ -281,7 +278,7 @@ class Index:
         words, own = dict.fromkeys(self.words_in(text)), self._term("id", text)
         if not words or len(text) > TEXT_MAX or any(len(word.encode()) > _WORD_MAX for word in _WORD.findall(text)):
             return own
-        found = tantivy.Query.boolean_query([(tantivy.Occur.Must, self._word(word)) for word in words])
+        found = _all(map(self._word, words))
         return own.or_should_match(found)
 
     def _audience(self, viewer: Viewer) -> tantivy.Query:
@@ -416,6 +413,11 @@ _ORDERS: dict[str, dict[str, Any]] = {
     "title": {"order_by_field": "by_title", "order": tantivy.Order.Asc},
     "owner": {"order_by_field": "by_owner", "order": tantivy.Order.Asc},
 }
+
+
+def _all(parts: Iterable[tantivy.Query]) -> tantivy.Query:
+    """What all parts find."""
+    return tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
 
 
 def _ids(searcher: tantivy.Searcher, result: Any) -> tuple[str, ...]:
