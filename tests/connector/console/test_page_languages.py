@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from connector.infra.html.languages import LANGUAGES
 from connector.management.sign_on.auth import COOKIE
 from tests.connector.console.support import Console, Reader, fill, opened
 from tests.connector.console.test_pages import PAGES
@@ -72,6 +74,20 @@ async def test_every_page_is_drawn_in_german(desk: Console, path: str) -> None:
     assert '<html lang="de">' in page
     for english in (">Log out<", ">Datasets<", ">Settings<", ">State<", " ago<", ">just now<"):
         assert english not in page
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _, _ in PAGES if not path.startswith(("/search", "/audit"))}))
+async def test_links_and_values_of_forms_are_the_same_in_each_language(desk: Console, path: str) -> None:
+    await fill(desk.parts)
+    english, german = [sent(await asked(desk, path, accept_language=one)) for one in ("en", "de")]
+    assert english == german
+    assert len(english) > len(LANGUAGES)
+
+
+def sent(page: str) -> list[str]:
+    """What a browser sends from a page, but for the switch of languages and the questions that a person is asked."""
+    rest = re.sub('<form method="post" action="/language">.*?</form>|name="ask" value="[^"]*"', "", page)
+    return re.findall(r'\b(?:href|action|formaction|name|value)="[^"]*"', rest)
 
 
 async def test_requests_at_the_same_time_each_keep_their_language(desk: Console) -> None:
