@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from babel.dates import format_datetime
 from babel.numbers import get_decimal_symbol
 
 from connector.infra.html.languages import DEFAULT, translations
-from connector.infra.html.wording import format_age, format_count, format_number
+from connector.infra.html.wording import format_age, format_count, format_day, format_moment, format_number, in_utc
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.odrl import reader
@@ -100,29 +98,13 @@ STATES = (
     "finding", "converting", "checking", "counting", "digesting", "storing", "offline", "stale", "unreachable",
     "valid", "unknown",
 )  # fmt: skip
-_DATES = {"en": ("d MMM y, HH:mm:ss 'UTC'", "d MMMM y"), "de": ("d. MMM y, HH:mm:ss 'UTC'", "d. MMMM y")}
-_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since the epoch: years 1 to 9999
 _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 
-def _utc(at: float) -> datetime:
-    """Convert seconds to UTC, clamped to years 1 to 9999: another participant's agreement may name any time."""
-    return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
-
-
-def moment(at: float, language: str = DEFAULT) -> str:
-    """Format a time as `24 Nov 2026, 17:05:09 UTC`."""
-    return format_datetime(_utc(at), _DATES[language][0], locale=language)
-
-
-def day(at: float, language: str = DEFAULT) -> str:
-    return format_datetime(_utc(at), _DATES[language][1], locale=language)
-
-
 def instant(at: float) -> str:
     """Format a time for `<time datetime>` and for filters."""
-    return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return in_utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def size(nbytes: float, language: str = DEFAULT) -> str:
@@ -239,8 +221,8 @@ def sentence(text: str) -> str:
 
 _IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
-    "moment": moment,
-    "day": day,
+    "moment": format_moment,
+    "day": format_day,
     "counted": format_count,
     "number": format_number,
     "size": size,
