@@ -24,6 +24,7 @@ from connector.infra.html.wording import (
     CONSUMERS_GROUPS,
     TIERS,
     WAITS,
+    find_phrases,
     format_age,
     format_count,
     format_day,
@@ -86,10 +87,10 @@ def translated(text: str, language: str = DEFAULT) -> str:
     return translations(language).gettext(text)
 
 
-def grouped(offer: CatalogueOffer) -> list[TermGroup]:
+def grouped(offer: CatalogueOffer, language: str = DEFAULT) -> list[TermGroup]:
     """An offer's terms in groups (`policies.review.grouped_terms`); none if its policy cannot be read."""
     try:
-        return group_terms(reader.read(offer.policy))
+        return group_terms(reader.read(offer.policy), find_phrases(language))
     except PolicyError:
         return []
 
@@ -200,6 +201,7 @@ _IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
     "until": format_wait,
     "day": day,
+    "grouped": grouped,
     "chips": chips,
     "counted": format_count,
     "number": format_number,
@@ -208,7 +210,6 @@ _IN_LANGUAGES: Mapping[str, Any] = {
 }
 _IN_NONE: Mapping[str, Any] = {
     "instant": instant,
-    "grouped": grouped,
     "path": path_of,
     "coloured": coloured,
     "licence": licence_name,

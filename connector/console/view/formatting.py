@@ -10,7 +10,15 @@ from urllib.parse import quote, urlencode
 from babel.numbers import get_decimal_symbol
 
 from connector.infra.html.languages import DEFAULT, translations
-from connector.infra.html.wording import format_age, format_count, format_day, format_moment, format_number, in_utc
+from connector.infra.html.wording import (
+    find_phrases,
+    format_age,
+    format_count,
+    format_day,
+    format_moment,
+    format_number,
+    in_utc,
+)
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.odrl import reader
@@ -198,10 +206,10 @@ def path_of(prefix: str, identifier: str) -> str:
     return f"{prefix}/{quote(identifier, safe=':')}"
 
 
-def grouped(wire: Mapping[str, Any] | Policy | None) -> list[TermGroup]:
+def grouped(wire: Mapping[str, Any] | Policy | None, language: str = DEFAULT) -> list[TermGroup]:
     """Return the terms of a policy in groups (`policies.review.grouped_terms`); none if it cannot be read."""
     try:
-        return group_terms(wire if isinstance(wire, Policy) else reader.read(wire or {}))
+        return group_terms(wire if isinstance(wire, Policy) else reader.read(wire or {}), find_phrases(language))
     except PolicyError:
         return []
 
@@ -223,6 +231,7 @@ _IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
     "moment": format_moment,
     "day": format_day,
+    "grouped": grouped,
     "counted": format_count,
     "number": format_number,
     "size": size,
@@ -237,7 +246,6 @@ _IN_NONE: Mapping[str, Any] = {
     "party": party,
     "term": term,
     "tone": tone,
-    "grouped": grouped,
     "share": share,
     "sentence": sentence,
     "asking": page_link,

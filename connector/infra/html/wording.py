@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import cache
 
-from babel.dates import format_datetime
+from babel.dates import format_date, format_datetime
 from babel.numbers import format_decimal
 
 from connector.infra.html.languages import DEFAULT, translations
+from policies.review.phrases import Phrases, Wording
 
 UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
 TIERS = {
@@ -82,3 +84,16 @@ def format_count(number: int, one: str, many: str = "", language: str = DEFAULT)
 def format_number(number: float, language: str = DEFAULT) -> str:
     """`1,204`, in German `1.204`."""
     return format_decimal(number, format="#,##0.######", locale=language)
+
+
+@cache
+def find_phrases(language: str) -> Phrases:
+    """Return the phrases of terms in one of `LANGUAGES`."""
+
+    def number(value: int) -> str:
+        return format_number(value, language)
+
+    def day(value: date) -> str:
+        return format_date(value, DATES[language][1], locale=language)
+
+    return Phrases(Wording(text=translations(language).gettext, number=number, day=day))

@@ -22,6 +22,7 @@ from connector.console.view import formatting
 from connector.infra.html import languages
 from connector.infra.html.languages import DEFAULT, LANGUAGES
 from connector.infra.html.wording import AGES
+from policies.review import grouped_terms
 
 TEMPLATES = sorted(
     path
@@ -32,7 +33,7 @@ OTHERS = sorted(set(LANGUAGES) - {DEFAULT})
 _KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2)}
 _COUNTED = re.compile(r"""counted\(["']([^"']+)["'](?:, "([^"]+)")?\)""")
 _CODE = re.compile(r"\{%-?\s*trans\b.*?endtrans\s*-?%\}|\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
-_PLACEHOLDER = re.compile(r"%\(\w+\)s|%d|%%|<[^>]+>")
+_PLACEHOLDER = re.compile(r"%\(\w+\)s|%d|%%|<[^>]+>|\{\w*\}")
 _SHOWN = {"title", "placeholder", "aria-label", "data-label", "alt"}
 _SAME_EVERYWHERE = {
     "Hanse", "API", "SQL", "Flight", "patients", "/patients", "/patients.parquet", "skip_bad_lines=10", "HEAL",
@@ -89,6 +90,7 @@ def in_templates() -> Iterator[str | tuple[str, ...]]:
 def in_python() -> Iterator[str]:
     yield from AGES
     yield from page_text.TEXTS
+    yield from grouped_terms.texts()
     yield from (state.capitalize() for state in formatting.STATES)
     yield from formatting.STOPPED.values()
     yield from formatting.TRANSPORTS.values()
