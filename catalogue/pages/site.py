@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -22,8 +21,10 @@ from catalogue.api.sign_on import HINT_COOKIE, OperatorSignOn
 from catalogue.crawl.crawler import Crawler
 from catalogue.crawl.description_quality import validate
 from catalogue.exports import EXPORTS
+from catalogue.members.applications import Applications
 from catalogue.members.members import Application, Members
-from catalogue.pages import page_text
+from catalogue.pages import onboarding, page_text
+from catalogue.pages.form_fields import read_fields
 from catalogue.pages.member_lines import list_member_lines, read_member_health
 from catalogue.pages.space_map import HEIGHT, LINE, WIDTH, place_owners
 from catalogue.search import search_query as questions
@@ -37,7 +38,6 @@ from connector.errors import ConnectorError, Invalid, Unproven
 from connector.infra.html.languages import VARY
 from connector.infra.html.page_language import PageEnvironments, asked_path, switch_language
 
-_FIELDS_MAX = 50
 _SPOILERS_MAX, _SPOILERS_SECONDS = 8, 1.0  # questions that one without hits leads to, and how long they may take
 
 
@@ -59,6 +59,7 @@ class Site:
         search: Search,
         access: ViewerAuthenticator,
         members: Members,
+        applications: Applications,
         crawler: Crawler,
         store: CatalogueStore,
         settings: CatalogueSettings,
@@ -67,6 +68,7 @@ class Site:
         clock: Callable[[], float],
     ) -> None:
         self._search, self._access, self._members, self._crawler = search, access, members, crawler
+        self._applications = applications
         self._store, self._settings, self._clock = store, settings, clock
         self._sign_on = sign_on
         self._secure = settings.root_url.startswith("https:")
@@ -103,6 +105,7 @@ class Site:
         self._public(routes)
         self._session(routes)
         routes.include_router(self._sign_on.router(self._anonymous_page))
+        routes.include_router(onboarding.router(self._page, self._applications, self._access))
         self._operator(routes)
         return routes
 
@@ -155,6 +158,8 @@ class Site:
         counts = await self._search.owners(viewer)
         lines = await self._store.read(partial(list_member_lines, viewer=viewer, counts=counts))
         shown = {"lines": lines, "places": place_owners(lines), "asked": asked, "error": error}
+        shown |= {"waiting": await self._applications.list_waiting() if viewer.is_operator else ()}
+        shown |= {"is_open": self._applications.are_open}
         return self._page(
             request, "members.html", viewer, status=error.status if error else 200, where="members", **shown
         )
@@ -182,7 +187,7 @@ class Site:
         @routes.post("/language", dependencies=[Depends(require_own_page)])
         async def language(request: Request) -> Response:
             """Keep the language of this browser's pages, and return to the page."""
-            fields = await _fields(request)
+            fields = await read_fields(request)
             return switch_language(fields.get("language", ""), fields.get("to", ""), secure=self._secure)
 
         @routes.get("/login", response_class=HTMLResponse)
@@ -191,7 +196,7 @@ class Site:
 
         @routes.post("/login")
         async def login(request: Request) -> Response:
-            fields = await _fields(request)
+            fields = await read_fields(request)
             try:
                 cookie = await self._access.log_in(fields.get("token", ""))
             except Unproven as error:
@@ -224,8 +229,8 @@ class Site:
 
         @routes.post("/members")
         async def join(request: Request, viewer: Viewer = operator) -> Response:
-            fields = await _fields(request)
-            asked = {name: fields.get(name, "") for name in ("id", "name", "title", "role", "country", "url")}
+            fields = await read_fields(request)
+            asked = {name: fields.get(name, "") for name in onboarding.FACTS}
             try:
                 await self._members.join(Application(**asked))
             except ConnectorError as error:
@@ -234,7 +239,7 @@ class Site:
 
         @routes.post("/members/status")
         async def status(request: Request, viewer: Viewer = operator) -> Response:
-            fields = await _fields(request)
+            fields = await read_fields(request)
             if question := fields.pop("ask", ""):  # no script of the page has asked it
                 return self._page(request, "sure.html", viewer, question=question, fields=fields, where="members")
             changes = {str(name): fields[name] for name in ("status", "reason") if name in fields}
@@ -243,7 +248,7 @@ class Site:
 
         @routes.post("/members/visit", dependencies=[operator])
         async def visit(request: Request) -> Response:
-            fields = await _fields(request)
+            fields = await read_fields(request)
             member = await self._store.read(lambda tx: tx.members.of(fields.get("member", "")))
             if member.status != "active":
                 raise Invalid(f"{member.name} is {member.status}; its connector is not visited")
@@ -255,13 +260,3 @@ def _back(fields: Mapping[str, str], member: Member) -> Response:
     """To the page that the form was on: of one member, or the list."""
     here = f"/members/{member.name}" if fields.get("from") == "member" else "/members"
     return RedirectResponse(here, status_code=303)
-
-
-async def _fields(request: Request) -> dict[str, str]:
-    """The fields of a form; the last of several."""
-    text = (await request.body()).decode("utf-8", "replace")
-    try:
-        fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
-    except ValueError as error:
-        raise Invalid(f"expected a form with at most {_FIELDS_MAX} fields") from error
-    return {name: values[-1].strip() for name, values in fields.items()}
