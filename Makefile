@@ -11,7 +11,7 @@ SCALE ?=
 ROUNDS ?= 5
 JDBC ?= 18.3.0
 BEGAN := $(shell date +%s)
-PACKAGES := connector catalogue policies client tests benchmarks
+PACKAGES := connector catalogue policies client tests benchmarks docs/site
 # A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 SITE := connector/help/site/index.html
