@@ -24,6 +24,7 @@ _GERMAN = "de/"
 _GERMAN_TAB = "Deutsch"
 _GROUPS = {"How-to": "how-to", "Reference": "reference", "Explanation": "explain"}
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_ALTERNATE = re.compile(r'<link rel="alternate"[^>]*>')
 _OUTSIDE = r"decisions|deploy|client|connector|openapi\.yaml|README\.md|CHANGELOG\.md|CONTRIBUTING\.md|LICENSE"
 _LINK = re.compile(rf"\[([^\]]*)\]\(((?:\.\./)*(?:{_OUTSIDE})[^)]*)\)")
 _STATIC = {
@@ -74,9 +75,9 @@ def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, n
     other = _counterpart(page, pages)
     here, there = ("de", "en") if german else ("en", "de")
     names = {"en": "English", "de": "Deutsch"}
-    links = {here: page.url or "./", there: other}
+    links = {here: page.url, there: other}
     config.extra["alternate"] = (
-        [{"name": names[code], "link": f"/help/{links[code].removeprefix('./')}", "lang": code} for code in names]
+        [{"name": names[code], "link": links[code] or "./", "lang": code} for code in names]
         if f"{_GERMAN}index.md" in pages
         else []
     )
@@ -102,8 +103,11 @@ def _counterpart(page: Page, pages: dict[str, Page]) -> str:
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Move inline scripts of the theme into files, so that the pages need no exception in their security policy."""
-    return _INLINE.sub(lambda found: _as_file(found[1], page, Path(config.site_dir)), output)
+    """Move inline scripts of the theme into files, so that the pages need no exception in their security policy.
+
+    The theme looks for a sitemap at each `<link rel="alternate">`; the switch of languages does not need it.
+    """
+    return _INLINE.sub(lambda found: _as_file(found[1], page, Path(config.site_dir)), _ALTERNATE.sub("", output))
 
 
 def _as_file(script: str, page: Page, site: Path) -> str:

@@ -21,6 +21,13 @@ from connector.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 _METHODS = ("get", "post", "put", "patch", "delete")
+_PYTHON = """import os
+
+import httpx2
+
+headers = {"authorization": f"Bearer {os.environ['HANSE_TOKEN']}"}
+api = httpx2.Client(base_url=os.environ["HANSE_URL"], headers=headers)
+"""
 _MARKUP = re.compile(r"\[/?[a-z ]+\](?!\()")
 
 
@@ -63,8 +70,9 @@ def _walk(words: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _usage(words: str, command: Any) -> str:
-    arguments = [one.name.upper() for one in command.params if one.param_type_name == "argument"]
-    return " ".join(["hanse", words, "[OPTIONS]", *arguments])
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    names = [one.name.upper() if one.required else f"[{one.name.upper()}]" for one in arguments]
+    return " ".join(["hanse", words, "[OPTIONS]", *names])
 
 
 def _parameters(command: Any) -> Iterator[str]:
@@ -106,7 +114,9 @@ def _settings_of(model: type[BaseSettings]) -> Iterator[str]:
 def rest(document: Mapping[str, Any]) -> Iterator[str]:
     """Each operation of `openapi.yaml`, with calls in curl and Python."""
     yield "# REST\n\nOperations of the connector's management listener and of the catalogue, generated from `openapi.yaml`.\n"
-    yield "The examples read address and token from `HANSE_URL` and `HANSE_TOKEN`. `/docs` of each listener has all fields.\n\n"
+    yield "The examples read address and token from `HANSE_URL` and `HANSE_TOKEN`. Replace what is in braces. "
+    yield "`/docs` of each listener has all fields.\n\nThe Python examples go on from these lines:\n\n"
+    yield f"```python\n{_PYTHON}```\n\n"
     yield "## Errors\n\nA refusal is `application/problem+json` with the members below. [Error codes](error-codes.md) says what to do.\n\n"
     yield "| member | meaning |\n|---|---|\n| `type`, `title` | the code, as address and as words |\n| `status` | the HTTP status |\n"
     yield "| `detail` | what was expected, what came, what to do |\n| `code` | the code, for programs |\n\n"
@@ -139,13 +149,9 @@ def _curl(method: str, path: str, body: str | None) -> str:
 
 def _python(method: str, path: str, body: str | None) -> str:
     sent = "" if body is None else f", json={json.loads(body)!r}"
-    return (
-        'api = httpx2.Client(base_url=os.environ["HANSE_URL"], '
-        'headers={"authorization": f"Bearer {os.environ[\'HANSE_TOKEN\']}"})\n'
-        f'answer = api.{method}("{path}"{sent})'
-        if method != "delete" or body is None
-        else f'answer = api.request("DELETE", "{path}"{sent})'
-    )
+    if method == "delete" and sent:
+        return f'answer = api.request("DELETE", "{path}"{sent})'
+    return f'answer = api.{method}("{path}"{sent})'
 
 
 def _example(document: Mapping[str, Any], operation: Mapping[str, Any]) -> str | None:

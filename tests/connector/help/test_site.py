@@ -21,6 +21,7 @@ from tests.support import chromium, help_site
 from tests.support.openid_console import served
 from tests.support.ports import free_range
 
+PATHS = ("owner", "model-builder", "trainer", "auditor", "operator")
 BASE = "http://127.0.0.1/help/"
 
 
@@ -87,7 +88,8 @@ def test_style_sheets_load_nothing_from_outside(built: Path) -> None:
 
 
 def test_the_help_links_of_the_console_lead_to_pages(built: Path) -> None:
-    assert [page for page in HELP.values() if not (built / page / "index.html").is_file()] == []
+    pages = [f"{language}{page}" for page in ("", *HELP.values()) for language in ("", "de/")]
+    assert [page for page in pages if not (built / page / "index.html").is_file()] == []
 
 
 def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> None:
@@ -98,6 +100,24 @@ def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> Non
     on_page = {words.split()[0] for words in re.findall(r'<h2 id="[^"]*">hanse ([^<]+)<', page)}
     assert len(listed) >= 20
     assert set(listed) == on_page
+
+
+def _outline(page: Path) -> list[str]:
+    """The levels of headings, the blocks and the targets of pictures and links of a page, in order."""
+    found = re.findall(r"^#+(?= )|^```.*?^```|\]\([^)]*\)", page.read_text("utf-8"), re.M | re.S)
+    return [one.replace("../", "").replace("](index", "](") for one in found]
+
+
+@pytest.mark.parametrize("name", ["index", *(f"paths/{name}" for name in PATHS)])
+def test_a_german_page_has_the_headings_blocks_and_links_of_the_english_one(name: str) -> None:
+    english, german = (help_site.ROOT / "docs" / folder / f"{name}.md" for folder in ("", "de"))
+    assert _outline(german) == _outline(english)
+
+
+def test_each_page_leads_to_the_other_language(built: Path) -> None:
+    for page, other in (("de/paths/owner", "paths/owner"), ("paths/owner", "de/paths/owner")):
+        links = _Loaded((built / page / "index.html").read_text("utf-8")).links
+        assert f"{BASE}{other}/" in {urljoin(f"{BASE}{page}/", link) for link in links}
 
 
 async def test_the_site_is_served_under_a_strict_policy_and_tells_what_to_run_if_it_is_missing(
