@@ -34,6 +34,7 @@ from catalogue.issuer.credential_signer import CredentialSigner
 from catalogue.issuer.delivery import CredentialDelivery
 from catalogue.issuer.issuing import Issuing
 from catalogue.issuer.status_lists import StatusListPublisher
+from catalogue.members.applications import Applications
 from catalogue.members.members import Members
 from catalogue.members.own_credentials import OwnCredentials
 from catalogue.members.register import CREDENTIALS_PATH, RegisterSigner
@@ -158,7 +159,15 @@ def create_app(
     app.middleware("http")(built.metrics.observe)
     app.add_middleware(HeadRequests)
     site = pages.Site(
-        built.search, built.access, built.members, built.crawler, built.store, settings, built.sign_on, clock=clock
+        built.search,
+        built.access,
+        built.members,
+        Applications(built.store, built.members, built.net, settings),
+        built.crawler,
+        built.store,
+        settings,
+        built.sign_on,
+        clock=clock,
     )
     error_pages.install(app, page=site.problem, headers=_HEADERS)
     app.include_router(routes.router(built.search, built.access, built.register, settings, clock=clock))

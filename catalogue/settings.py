@@ -108,6 +108,13 @@ class CatalogueSettings(BaseSettings):
         90 * 86_400.0, gt=0, description="Seconds that a withdrawn entry is remembered, so that its address says why."
     )
 
+    applications_max: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Most applications of participants that wait for the operator; 0: the catalogue takes none.",
+    )
+
     issuer_types: CredentialTypes = Field(
         (),
         description="Types of credentials that the catalogue issues to members (Decentralized Claims), comma "

@@ -210,6 +210,7 @@ def _console(parts: Services, credential_requests: CredentialRequests) -> APIRou
         trust=parts.trust,
         store=parts.store,
         registry=parts.registry,
+        uploads=parts.uploads,
         offers=parts.offers,
         owners_view=parts.owners_view,
         facts_of=parts.known.of,

@@ -73,6 +73,10 @@ class DatasetVersioned(Event):
     """`detail`: the version before, rows, and `sha256` as where it was registered."""
 
 
+class FileUploaded(Event):
+    """An owner uploaded a file to register. `detail`: file (the name that it has here), file_kind, bytes, sha256."""
+
+
 class DatasetDescribed(Event):
     """The texts on a dataset were changed; `detail` names the changed ones."""
 
@@ -165,7 +169,8 @@ class ReadEnded(Event):
 
 class RawDataViewed(Event):
     """The owner looks at raw data without being a consumer: stored before anything is read. `detail`: `view`, one of
-    preview, withheld and simulation, and what is asked (the policy's digest, the offer, as whom, the SQL's SHA-256)."""
+    preview, withheld, simulation and file (first rows before a registration), and what is asked (the policy's digest,
+    the offer, as whom, the SQL's SHA-256; the file's name and kind)."""
 
 
 class ReadRefused(Event):

@@ -91,6 +91,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         await parts.pool.close()
         parts.outside.close()
         parts.registry.close()
+        parts.uploads.close()
         counting.cancel()
         with contextlib.suppress(ConnectorError):
             await parts.store.record_refusal_counts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from connector.dataplane.push.push_sender import push
 from connector.dataplane.push.received_files import make_arrival_folder
 from connector.dataplane.push.target import Target
 from connector.datasets.external import Outside
-from connector.datasets.registry import Registry, ReportProgress
+from connector.datasets.registry import CELL_MAX, COLUMNS_SHOWN, FirstRows, Registry, ReportProgress
+from connector.datasets.uploads import UploadLimits, Uploads
 from connector.dsp import process, process_limits
 from connector.dsp.agreements import AgreementService
 from connector.dsp.catalog import Catalog
@@ -73,8 +74,10 @@ from connector.usage.grants import Grants
 from connector.usage.held_agreement import EndReason
 from connector.usage.shared_callers import SharedCallers
 from policies import plugins
+from policies.contracts.columns import quote_identifier
 
 _CONVERT_TEMP_MB = 4096
+_BRIEF_SECONDS = 60.0  # for the first rows of a file
 _NO_REGISTER = {"register": "of which this connector has none, as HANSE_TRUST_ANCHOR is not set"}
 
 
@@ -101,6 +104,7 @@ class Services:
     pool: Pool
     outside: Outside
     registry: Registry
+    uploads: Uploads
     offers: Offers
     grants: Grants
     reads: Reads
@@ -160,10 +164,24 @@ class Profiles:
         target: str,
         *,
         told: ReportProgress,
+        brief: bool = False,
     ) -> Mapping[str, Any]:
-        job = self._job("convert", kind, files, options, {"target": target})
+        job = self._job("convert", kind, files, options, {"target": target}, brief=brief)
         found: Mapping[str, Any] = await self._pool.ask(job, on_progress=told)
         return found
+
+    async def first_rows(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, rows: int
+    ) -> FirstRows:
+        described = "SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM t)"
+        job = self._job("report", kind, files, options, {}, brief=True)
+        columns = (await self._pool.ask(replace(job, sql=described)))["rows"]
+        cells = ", ".join(
+            f"left(CAST({quote_identifier(name)} AS VARCHAR), {CELL_MAX})" for name, _ in columns[:COLUMNS_SHOWN]
+        )
+        first = f"SELECT {cells} FROM t LIMIT {rows:d}"  # noqa: S608  quoted
+        found = await self._pool.ask(replace(job, sql=first))
+        return FirstRows(tuple((name, kind) for name, kind in columns), tuple(map(tuple, found["rows"])))
 
     def _job(
         self,
@@ -172,9 +190,12 @@ class Profiles:
         files: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         arguments: Mapping[str, Any],
+        *,
+        brief: bool = False,
     ) -> Job:
         relation = Relation(kind=kind, files=tuple(files), options=options)
-        return Job(kind=task, relations={"t": relation}, limits=self._limits, arguments=arguments, consumer="owner")
+        limits = replace(self._limits, seconds=_BRIEF_SECONDS, total_seconds=_BRIEF_SECONDS) if brief else self._limits
+        return Job(kind=task, relations={"t": relation}, limits=limits, arguments=arguments, consumer="owner")
 
 
 class _DataPlane:
@@ -263,7 +284,7 @@ def build(settings: Settings) -> Services:
         settings.data_dir / "work",
         size=settings.workers_max,
         warm=settings.workers_warm,
-        readable=(*settings.source_roots, make_arrival_folder(settings.data_dir / "received")),
+        readable=(*settings.registrable, make_arrival_folder(settings.data_dir / "received")),
         writable=(converted, settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
@@ -350,11 +371,17 @@ def build(settings: Settings) -> Services:
         store,
         Profiles(pool, settings),
         name=settings.name,
-        roots=settings.source_roots,
+        roots=settings.registrable,
         private=(*settings.own_places, *_records(settings), converted),
         converted=converted,
         secret=version_secret,
         outside=outside,
+    )
+    uploads = Uploads(
+        store,
+        settings.upload_folder,
+        limits=UploadLimits(each=settings.upload_each_mb * 2**20, total=settings.upload_mb * 2**20),
+        check=registry.check_readable,
     )
     owners_view = OwnersView(
         store,
@@ -414,6 +441,7 @@ def build(settings: Settings) -> Services:
         pool=pool,
         outside=outside,
         registry=registry,
+        uploads=uploads,
         offers=Offers(store, absent={} if settings.trust_anchor else _NO_REGISTER),
         grants=grants,
         reads=reads,

@@ -50,6 +50,15 @@ class Settings(BaseSettings):
         description="Directory for files converted to Parquet at registration; processes on the same database need "
         "the same one. Empty: data_dir.",
     )
+    upload_dir: Place = Field(
+        None,
+        description="Directory for files that owners upload in the console; processes on the same database need the "
+        "same one. Empty: data_dir/uploads.",
+    )
+    upload_each_mb: int = Field(1024, ge=1, description="Largest file that an owner can upload, in MB.")
+    upload_mb: int = Field(
+        10_240, ge=0, description="Disk space for uploaded files together, in MB; 0: uploads are refused."
+    )
     connections: Place = Field(
         None,
         description="YAML file (mode 0600) with the object stores and databases that datasets may be registered from.",
@@ -302,7 +311,7 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
 
-    @field_validator("data_dir", "converted_dir", "source_roots")
+    @field_validator("data_dir", "converted_dir", "upload_dir", "source_roots")
     @classmethod
     def _whole(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         """Make paths absolute, as workers run in directories of their own."""
@@ -354,6 +363,15 @@ class Settings(BaseSettings):
     @property
     def dsp_base(self) -> str:
         return f"{self.root_url}/dsp/2025-1"
+
+    @property
+    def upload_folder(self) -> Path:
+        return self.upload_dir or self.data_dir / "uploads"
+
+    @property
+    def registrable(self) -> tuple[Path, ...]:
+        """The directories that datasets may be registered from: the operator's, and that of uploads."""
+        return (*self.source_roots, *((self.upload_folder,) if self.upload_mb else ()))
 
     @property
     def own_places(self) -> tuple[Path, ...]:

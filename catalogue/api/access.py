@@ -109,7 +109,7 @@ class ViewerAuthenticator:
             viewer = await self.viewer(request)
             if not viewer.is_operator:
                 raise _refusal(viewer)
-            _same_site(request)
+            require_own_page(request)
             return viewer
 
         return check
@@ -183,18 +183,18 @@ def make_token(tx: CatalogueTransaction, file: Path | None) -> str:
     return text
 
 
-def _refusal(viewer: Viewer) -> Unproven | ScopeMissing:
-    if viewer.id:
-        return ScopeMissing("expected the operator's token, came a participant's; ask the operator")
-    return Unproven("expected `Authorization: Bearer <operator's token>`; the first start printed it, once")
-
-
-def _same_site(request: Request) -> None:
+def require_own_page(request: Request) -> None:
     """A cookie travels by itself, so another site's form could send it: only our own pages may change anything."""
     by_cookie = "authorization" not in request.headers
     same = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
     if by_cookie and request.method not in ("GET", "HEAD") and not same:
         raise ScopeMissing("a change with the session cookie must come from the catalogue's own pages")
+
+
+def _refusal(viewer: Viewer) -> Unproven | ScopeMissing:
+    if viewer.id:
+        return ScopeMissing("expected the operator's token, came a participant's; ask the operator")
+    return Unproven("expected `Authorization: Bearer <operator's token>`; the first start printed it, once")
 
 
 def _digest(text: str) -> str:

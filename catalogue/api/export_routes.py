@@ -52,7 +52,7 @@ def router(
     access: ViewerAuthenticator,
     settings: CatalogueSettings,
     *,
-    page: Callable[[EntryView, Viewer], Response],
+    page: Callable[[Request, EntryView, Viewer], Response],
 ) -> APIRouter:
     """Routes of the exports. `page` renders a dataset for a browser at the same address."""
     routes = APIRouter(tags=["exports"])
@@ -106,7 +106,7 @@ def router(
             raise Invalid(f"expected as={' or as='.join(WAYS)}, came {way[:50]!r}; without it, there is a page")
         card, way = await find_dataset(dataset_id, way, viewer)
         if not way:
-            return page(card, viewer)
+            return page(request, card, viewer)
         media_type, write = WAYS[way]
         return _answer(request, viewer, await write_in_thread(lambda: write(card, about)), media_type)
 

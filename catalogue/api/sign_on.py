@@ -65,12 +65,12 @@ class OperatorSignOn:
         routes = APIRouter(include_in_schema=False)
 
         @routes.get("/login/with/{provider}")
-        async def begin(provider: str) -> Response:
+        async def begin(request: Request, provider: str) -> Response:
             self._logins.client(provider)
             try:
                 away, attempt = await self._logins.begin(provider, to="/members")
             except FAILED as error:
-                return render("login.html", status=401, problem=self._refuse(provider, error).message)
+                return render(request, "login.html", status=401, problem=self._refuse(provider, error).message)
             answer = RedirectResponse(away, status_code=303)
             # The provider's redirect back is a navigation from another site, which only a lax cookie comes with.
             self._set(answer, ATTEMPT_COOKIE, attempt, seconds=ATTEMPT_SECONDS, path="/login", samesite="lax")
@@ -105,12 +105,12 @@ class OperatorSignOn:
             cookie = request.cookies.get(ATTEMPT_COOKIE, "")
             login = await self._logins.finish(provider, request.query_params, cookie)
         except FAILED as error:
-            return render("login.html", status=401, problem=self._refuse(provider, error).message)
+            return render(request, "login.html", status=401, problem=self._refuse(provider, error).message)
         person = login.person
         session, seconds = await self._access.log_in_person(person.subject, until=person.expires_at)
         self._log.info("operator_logged_in", person=person.name, subject=person.subject)
         # The page leads on: a strict cookie does not come with the provider's redirect.
-        answer = render("goto.html", heading="Logged in", target=login.to)
+        answer = render(request, "goto.html", heading="Logged in", target=login.to)
         self._set(answer, COOKIE, session, seconds=seconds, path="/", samesite="strict")
         hint = f"{provider}:{login.sealed_id_token}"
         if len(hint) <= _COOKIE_MAX:  # else the provider asks whether to log out

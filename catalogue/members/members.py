@@ -63,12 +63,12 @@ class Members:
         Invalid for facts that do not fit, AlreadyExists for a DID or name that is taken, PeerNonsense or
         PeerUnreachable where the DID document is missing or has another id.
         """
-        wanted = self._check_application(application)
-        await self._store.read(lambda tx: _refuse_taken(tx, wanted))  # before a request to another server
-        await self._check_did_document(wanted.id)
+        wanted = self.check_application(application)
+        await self._store.read(lambda tx: refuse_taken(tx, wanted))  # before a request to another server
+        await self.check_did_document(wanted.id)
 
         def work(tx: CatalogueTransaction) -> Member:
-            _refuse_taken(tx, wanted)
+            refuse_taken(tx, wanted)
             member = Member(
                 **{field: getattr(wanted, field) for field in _TOLD},
                 reason="",
@@ -170,16 +170,8 @@ class Members:
 
         await self._notify(ended=await self._store.write(work))
 
-    async def _notify(self, *, ended: str = "") -> None:
-        """Call the hooks after a commit. `ended`: DID of a removed or suspended member."""
-        if ended and self._stop is not None:
-            self._stop(ended)
-        if self._on_change is not None:
-            await self._on_change()
-        if self._wake is not None:
-            self._wake()
-
-    def _check_application(self, application: Application) -> Application:
+    def check_application(self, application: Application) -> Application:
+        """Return an application with what it leaves out filled in. Raises: Invalid, AlreadyExists for the operator."""
         try:
             document = address_of(did(application.id), insecure_http=self._net.guard.insecure_http)
         except (Unproven, ValueError) as error:
@@ -196,7 +188,7 @@ class Members:
             raise AlreadyExists("this is the operator itself, which is a member already")
         return made
 
-    async def _check_did_document(self, did: str) -> None:
+    async def check_did_document(self, did: str) -> None:
         """Raise PeerNonsense or PeerUnreachable unless the DID document resolves and has this id."""
         url = address_of(did, insecure_http=self._net.guard.insecure_http)
         try:
@@ -213,14 +205,18 @@ class Members:
                 f"expected the DID document of {did} at {url}, came {came}; start its connector first{port_hint(did)}"
             )
 
+    async def _notify(self, *, ended: str = "") -> None:
+        """Call the hooks after a commit. `ended`: DID of a removed or suspended member."""
+        if ended and self._stop is not None:
+            self._stop(ended)
+        if self._on_change is not None:
+            await self._on_change()
+        if self._wake is not None:
+            self._wake()
 
-def _fresh_source(member_id: str, now: float) -> CrawlState:
-    return CrawlState(
-        member_id=member_id, state="new", next_at=now, failures=0, last_try=None, last_ok=None, problem="", etag=""
-    )
 
-
-def _refuse_taken(tx: CatalogueTransaction, wanted: Application) -> None:
+def refuse_taken(tx: CatalogueTransaction, wanted: Application) -> None:
+    """Raise AlreadyExists if a DID or short name, or a DID almost the same, is that of a member."""
     for key in (wanted.id, wanted.name):
         if (other := tx.members.find(key)) is not None:
             raise AlreadyExists(f"{key} is a member already ({other.name}, {other.status}); change that one instead")
@@ -230,6 +226,12 @@ def _refuse_taken(tx: CatalogueTransaction, wanted: Application) -> None:
                 f"{wanted.id} differs from {other.id} ({other.name}, {other.status}) in capitals or a default port "
                 "only; change that one instead, or have the new one take another DID"
             )
+
+
+def _fresh_source(member_id: str, now: float) -> CrawlState:
+    return CrawlState(
+        member_id=member_id, state="new", next_at=now, failures=0, last_try=None, last_ok=None, problem="", etag=""
+    )
 
 
 def _is_callable(url: str) -> bool:

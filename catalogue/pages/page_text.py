@@ -1,4 +1,4 @@
-"""Template filters of the pages: ages, dates, labels of an offer, the Python snippet. Pure."""
+"""Template filters and labels of the pages: dates, labels of an offer and of filters, the Python snippet. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from catalogue.crawl.description_quality import CHECKS
 from catalogue.crawl.offer_terms import CatalogueOffer, list_uses
-from catalogue.search.facets import FACETS, POLICIES, EntryView
-from catalogue.search.search_query import SearchQuery
-from connector.infra.html.wording import UNITS, format_age, format_count
+from catalogue.pages.member_lines import OUTCOMES, WHY
+from catalogue.search.facets import FACETS, POLICIES, STATES, THEMES, EntryView
+from catalogue.search.search_query import SORTS, SearchQuery
+from connector.infra.html.languages import DEFAULT, translations
+from connector.infra.html.wording import (
+    CONSUMERS_GROUPS,
+    TIERS,
+    WAITS,
+    find_phrases,
+    format_age,
+    format_count,
+    format_day,
+    format_number,
+    format_wait,
+)
 from policies.contracts.columns import quote_identifier
 from policies.errors import PolicyError
 from policies.odrl import reader
@@ -25,23 +40,13 @@ _ROWS = ("ds:stream", "ds:train", "odrl:read", "odrl:use")  # actions by which r
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
 
 
-def until(seconds: float) -> str:
-    """`now`, `in 5 minutes`."""
-    if seconds < 1:
-        return "now"
-    for least, size, unit in UNITS:
-        if seconds >= least:
-            return f"in {int(seconds // size)} {unit}"
-    return f"in {int(seconds)} s"
-
-
-def day(at: float | str) -> str:
-    """`31 December 2027`, from a time or an ISO date; what is no date stays as it is."""
+def day(at: float | str, language: str = DEFAULT) -> str:
+    """`31 December 2027`, from a time or an ISO date as it is written; what is no date stays as it is."""
     try:
-        moment = datetime.fromisoformat(at) if isinstance(at, str) else datetime.fromtimestamp(at, UTC)
+        moment = datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp() if isinstance(at, str) else at
     except ValueError:
         return str(at)
-    return f"{moment.day} {moment:%B %Y}"
+    return format_day(moment, language)
 
 
 def instant(at: float) -> str:
@@ -57,23 +62,35 @@ class Chip:
     rule: bool = False
 
 
-def chips(offers: Iterable[CatalogueOffer]) -> list[Chip]:
+def chips(offers: Iterable[CatalogueOffer], language: str = DEFAULT) -> list[Chip]:
     """Offers in a few labels: what is allowed, for what, until when."""
     classes, purposes, ends = [], [], []
     for offer in offers:
         classes += [name for name in offer.classes if name not in _BY_DETAIL]
-        purposes += [FACETS["purpose"].label(name.rpartition(":")[2]) for name in offer.purposes]
+        purposes += [value_label(name.rpartition(":")[2], "purpose", language) for name in offer.purposes]
         ends += [offer.until] if offer.until else []
-    made = [Chip(POLICIES.get(name, name), name in ("aggregates-only", "minimum-group")) for name in classes]
+    limiting = ("aggregates-only", "minimum-group")
+    made = [Chip(value_label(name, "policy", language), name in limiting) for name in classes]
     made += [Chip(name) for name in purposes]
-    made += [Chip(f"Until {day(end)}") for end in ends]
+    made += [Chip(translations(language).gettext("Until %s") % day(end, language)) for end in ends]
     return list(dict.fromkeys(made))
 
 
-def grouped(offer: CatalogueOffer) -> list[TermGroup]:
+def value_label(value: str, facet: str, language: str = DEFAULT) -> str:
+    """What a value of a facet is called: translated if it is of a vocabulary, else as its owner writes it."""
+    label = FACETS[facet].label(value)
+    return translations(language).gettext(label) if value in _VOCABULARIES.get(facet, ()) else label
+
+
+def translated(text: str, language: str = DEFAULT) -> str:
+    """A text of TEXTS in the language of the page."""
+    return translations(language).gettext(text)
+
+
+def grouped(offer: CatalogueOffer, language: str = DEFAULT) -> list[TermGroup]:
     """An offer's terms in groups (`policies.review.grouped_terms`); none if its policy cannot be read."""
     try:
-        return group_terms(reader.read(offer.policy))
+        return group_terms(reader.read(offer.policy), find_phrases(language))
     except PolicyError:
         return []
 
@@ -159,15 +176,50 @@ def licence_name(text: str) -> str:
     return parts[-1] if len(parts) > 2 else text
 
 
-FILTERS: Mapping[str, Any] = {
+_VOCABULARIES = {"theme": THEMES, "policy": POLICIES, "state": STATES}
+LABELS: Mapping[str, Mapping[str, str]] = {
+    "CREDENTIAL_STATES": {"active": "Active", "suspended": "Suspended", "revoked": "Revoked", "expired": "Expired"},
+    "OUTCOMES": OUTCOMES,
+    "TERM_GROUPS": CONSUMERS_GROUPS,
+    "TIERS": TIERS,
+    "WHY": WHY,
+}
+"""Texts of words that the templates have by name."""
+
+TEXTS = (
+    *(label for labels in (*LABELS.values(), *_VOCABULARIES.values(), SORTS) for label in labels.values()),
+    *(facet.title for facet in FACETS.values()),
+    *(check.advice for check in CHECKS),
+    *WAITS,
+    "Until %s",
+    "Logged in",
+    "Logged out here",
+)
+"""Texts of the pages that stand outside of the templates."""
+
+_IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
-    "until": until,
+    "until": format_wait,
     "day": day,
-    "instant": instant,
-    "chips": chips,
     "grouped": grouped,
+    "chips": chips,
+    "counted": format_count,
+    "number": format_number,
+    "translated": translated,
+    "value_label": value_label,
+}
+_IN_NONE: Mapping[str, Any] = {
+    "instant": instant,
     "path": path_of,
     "coloured": coloured,
     "licence": licence_name,
-    "counted": format_count,
 }
+
+
+def prepare(pages: Environment, language: str) -> None:
+    """Add filters and labels in a language to the environment of the templates."""
+    pages.filters.update(
+        {**_IN_NONE, **{name: partial(each, language=language) for name, each in _IN_LANGUAGES.items()}}
+    )
+    for name, labels in LABELS.items():
+        pages.globals[name] = {word: translated(text, language) for word, text in labels.items()}

@@ -50,6 +50,24 @@ class Member(CatalogueTable):
     changed_at: Mapped[float]
 
 
+class JoinApplication(CatalogueTable):
+    """A participant's application to join. `key` is the secret part of the address of its answer."""
+
+    __tablename__ = "application"
+    key: Mapped[str] = mapped_column(_Key, primary_key=True)
+    did: Mapped[str] = mapped_column(_Id, index=True)
+    name: Mapped[str] = mapped_column(_Key)
+    title: Mapped[str]
+    role: Mapped[str]
+    country: Mapped[str] = mapped_column(String(8))
+    url: Mapped[str]
+    contact: Mapped[str]
+    message: Mapped[str]
+    created_at: Mapped[float]
+    declined_at: Mapped[float | None]
+    reason: Mapped[str]
+
+
 class CrawlState(CatalogueTable):
     """The crawl state of one member's connector. Attempts are counted here, so that a restart keeps them."""
 

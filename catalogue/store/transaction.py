@@ -6,6 +6,7 @@ from functools import cached_property
 
 from sqlalchemy.orm import Session
 
+from catalogue.store.applications import ApplicationQueries
 from catalogue.store.entries import EntryQueries
 from catalogue.store.issuances import IssuanceQueries
 from catalogue.store.members import MemberQueries
@@ -39,3 +40,7 @@ class CatalogueTransaction:
     @cached_property
     def issuances(self) -> IssuanceQueries:
         return IssuanceQueries(self.session)
+
+    @cached_property
+    def applications(self) -> ApplicationQueries:
+        return ApplicationQueries(self.session)

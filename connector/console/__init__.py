@@ -22,6 +22,7 @@ from connector.console.page import PageRenderer
 from connector.console.view import snippets
 from connector.dataplane.push.push_receiver import PushReceiver
 from connector.datasets.registry import Registry
+from connector.datasets.uploads import Uploads
 from connector.dsp.agreements import AgreementService
 from connector.dsp.negotiation import NegotiationService
 from connector.dsp.participants import ParticipantDirectory
@@ -51,6 +52,7 @@ def router(
     trust: MemberRegister,
     store: Store,
     registry: Registry,
+    uploads: Uploads,
     offers: Offers,
     owners_view: OwnersView,
     facts_of: Callable[[str], Awaitable[Facts]],
@@ -76,7 +78,7 @@ def router(
         login.router(pages, sign_on, secure=_is_secure(settings)),
         login.back_channel(sign_on),
         overview.router(pages, store=store, log=log, settings=settings),
-        datasets.router(pages, registry=registry, store=store, settings=settings),
+        datasets.router(pages, registry=registry, uploads=uploads, store=store, settings=settings),
         offer_editor.router(pages, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
         offer_pages.router(pages, offers=offers, registry=registry, owners_view=owners_view),
         negotiation_pages.router(

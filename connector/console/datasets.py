@@ -14,14 +14,17 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from connector.console.page import Form, PageRenderer, read_form
 from connector.console.view.formatting import path_of
 from connector.datasets.registration import REGISTERED, Description, Registration
-from connector.datasets.registry import Registry
+from connector.datasets.registry import COLUMNS_SHOWN, FirstRows, Registry
 from connector.datasets.sources import SOURCES
+from connector.datasets.uploads import Uploads
 from connector.errors import Absent, ConnectorError, Invalid, validation_error
-from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned
+from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, FileUploaded, RawDataViewed
+from connector.infra.http.multipart_file import FormFile
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
 from connector.management.sign_on.auth import Caller
@@ -33,11 +36,13 @@ _FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords"
 _TEXTS = ("title", "description", "theme", "license")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
+_AT_ONCE_BYTES = 64 * 2**20  # a larger file is previewed when its owner asks for that
+_FORM_BYTES = 2**16  # of a form around its file
 _PATIENCE_S = 1.5  # wait before the browser is redirected to the progress page
 _log = logger("console")
 
 
-def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: Settings) -> APIRouter:
+def router(pages: PageRenderer, *, registry: Registry, uploads: Uploads, store: Store, settings: Settings) -> APIRouter:
     routes = pages.router()
     kept: set[asyncio.Task[Any]] = set()
 
@@ -55,10 +60,44 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
     async def form(request: Request, caller: Caller = pages.may("owner")) -> Response:
         return await _render_form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
 
+    @routes.get("/datasets/new/preview")
+    async def preview_path(request: Request, caller: Caller = pages.may_raw("owner", RawDataViewed)) -> Response:
+        fields = {name: request.query_params.get(name, "")[:4096] for name in _FIELDS}
+        return await _render_first_rows(request, fields, by=caller.name)
+
+    @routes.post("/datasets/new/preview")
+    async def preview_form(request: Request, caller: Caller = pages.may_raw("owner", RawDataViewed)) -> Response:
+        said = await read_form(request)
+        return await _render_first_rows(request, {name: said.get(name) for name in _FIELDS}, by=caller.name)
+
+    async def _render_first_rows(request: Request, fields: dict[str, str], *, by: str) -> Response:
+        try:
+            asked = Registration(
+                name="", path=fields["path"], kind=fields["kind"], options=_parse_options(fields["options"])
+            )
+            return await _render_form(request, fields, first=await registry.look(asked, by=by))
+        except ConnectorError as error:
+            return await _render_form(request, fields, error)
+
+    @routes.post("/datasets/upload", max_body_size=uploads.limits.each + _FORM_BYTES)
+    async def upload(request: Request, caller: Caller = pages.may_raw("owner", FileUploaded)) -> Response:
+        """Receive a file piece by piece; nothing reads its body before."""
+        try:
+            form = FormFile(request.headers.get("content-type", ""), request.stream())
+            found = await uploads.take(await form.read_name(), form.pieces(), by=caller.name)
+        except ConnectorError as error:
+            return await _render_form(request, dict.fromkeys(_FIELDS, ""), error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        fields = {"path": found.path, "name": found.suggested, "kind": found.kind}
+        return RedirectResponse(f"/datasets/new/preview?{urlencode(fields, quote_via=quote)}", status_code=303)
+
     @routes.get("/datasets/browse")
     async def browse(request: Request, path: str = "", caller: Caller = pages.may("owner")) -> Response:
         folder = await registry.browse(path[:4096])
-        return await pages.render(request, "dataset_browse.html", where="datasets", folder=folder)
+        return await pages.render(
+            request, "dataset_browse.html", where="datasets", folder=folder, preview_bytes=_AT_ONCE_BYTES
+        )
 
     @routes.get("/datasets/{name}/texts")
     async def texts(request: Request, name: str, caller: Caller = pages.may("owner")) -> Response:
@@ -84,7 +123,9 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
             return await _render_texts(request, name, shown, validation_error(error.errors()))
         return RedirectResponse(path_of("/datasets", name), status_code=303)
 
-    async def _render_form(request: Request, fields: dict[str, str], error: ConnectorError | None = None) -> Response:
+    async def _render_form(
+        request: Request, fields: dict[str, str], error: ConnectorError | None = None, first: FirstRows | None = None
+    ) -> Response:
         return await pages.render(
             request,
             "dataset_new.html",
@@ -92,8 +133,12 @@ def router(pages: PageRenderer, *, registry: Registry, store: Store, settings: S
             where="datasets",
             fields=fields,
             error=error,
-            roots=[str(root) for root in settings.source_roots],
+            roots=[str(root) for root in settings.registrable],
             kinds=_KINDS,
+            first=first,
+            columns_shown=COLUMNS_SHOWN,
+            endings=uploads.endings,
+            upload_bytes=uploads.limits.each if uploads.limits.total else 0,
         )
 
     @routes.post("/datasets/new")

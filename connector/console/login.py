@@ -7,12 +7,11 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from connector.console.page import PageRenderer, local_path, read_form
-from connector.errors import Absent, Invalid, Unproven
+from connector.console.page import PageRenderer, read_form
+from connector.errors import Absent, Unproven
 from connector.identity.openid.login import ATTEMPT_SECONDS
 from connector.infra import html
-from connector.infra.html.languages import COOKIE as LANGUAGE_COOKIE
-from connector.infra.html.languages import COOKIE_SECONDS, LANGUAGES
+from connector.infra.html.page_language import local_path, switch_language
 from connector.management.sign_on.auth import COOKIE
 from connector.management.sign_on.people import ATTEMPT_COOKIE, Login, SignOn
 
@@ -38,17 +37,10 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
         return FileResponse(file, media_type=media, headers=headers)
 
     @routes.post("/language")
-    async def switch_language(request: Request) -> Response:
-        """Keep the language of this browser's pages in a cookie, and return to the page."""
+    async def language(request: Request) -> Response:
+        """Keep the language of this browser's pages, and return to the page."""
         form = await read_form(request)
-        language = form.get("language")
-        if language not in LANGUAGES:
-            raise Invalid(f"expected one of the languages {', '.join(LANGUAGES)}, got {language[:20]!r}")
-        answer = RedirectResponse(local_path(form.get("to")), status_code=303)
-        answer.set_cookie(
-            LANGUAGE_COOKIE, language, max_age=COOKIE_SECONDS, httponly=True, samesite="lax", secure=secure, path="/"
-        )
-        return answer
+        return switch_language(form.get("language"), form.get("to"), secure=secure)
 
     @routes.get("/login")
     async def login_page(request: Request, to: str = "/") -> Response:

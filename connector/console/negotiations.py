@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.console.page import Numbered, PageRenderer, local_path, page_slice, read_form
+from connector.console.page import Numbered, PageRenderer, page_slice, read_form
 from connector.console.view.formatting import path_of
 from connector.dataplane.foreign_fetch import is_of_hanse
 from connector.dataplane.push.push_receiver import PushReceiver
@@ -17,6 +17,7 @@ from connector.dsp.negotiation import NegotiationService
 from connector.dsp.states import CONSUMER, PROVIDER, STARTED
 from connector.dsp.transfer import TransferService
 from connector.errors import Absent, ConnectorError, Invalid, ScopeMissing
+from connector.infra.html.page_language import local_path
 from connector.management import negotiations as negotiations_api
 from connector.management import transfers as transfers_api
 from connector.management.sign_on.auth import DECIDING, Caller

@@ -18,14 +18,14 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from connector import raw_access
 from connector.console.view import formatting
 from connector.errors import ConnectorError, Forbidden, Invalid, Unproven, validation_error
 from connector.events import Event
-from connector.infra.html.languages import COOKIE as LANGUAGE_COOKIE
-from connector.infra.html.languages import VARY, bind_language, choose_language, translations
+from connector.infra.html.languages import VARY, translations
+from connector.infra.html.page_language import PageEnvironments, asked_path, local_path
 from connector.infra.html.wording import CONSUMERS_GROUPS, OWNERS_GROUPS, TIERS
 from connector.management.sign_on.auth import COOKIE, Caller, Requirement, Tokens, refuse_bound
 from policies.errors import PolicyError
@@ -165,7 +165,7 @@ class PageRenderer:
         self.tokens = tokens
         self._members, self._waiting = members, waiting
         self._us = {"name": name, "title": title or name, "participant": participant, "version": version}
-        self._environments: dict[str, Environment] = {}  # by language
+        self._environments = PageEnvironments(Path(__file__).parent / "templates", self._prepare)
 
     def router(self) -> APIRouter:
         """Return a router for pages: no API schema, errors as pages, security headers."""
@@ -192,38 +192,21 @@ class PageRenderer:
         waiting = await self._waiting() if caller is not None and caller.may("read") else 0
         shown = {"me": caller, "now": time.time(), "where": "", "names": await self.names(), "badge": waiting}
         # The page of a refusal does not repeat what was sent: the answer of an OpenID provider is in the address.
-        shown |= {"this_page": _path_asked(request) if request.method in _SAFE and status < 400 else "/"}
-        language = choose_language(request.cookies.get(LANGUAGE_COOKIE, ""), request.headers.get("accept-language", ""))
-        html = self._environment(language).get_template(template).render(**(shown | context))
+        shown |= {"this_page": asked_path(request) if request.method in _SAFE and status < 400 else "/"}
+        html = self._environments.for_request(request).get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status, headers={"vary": VARY})
 
     async def render_problem(self, request: Request, error: ConnectorError) -> Response:
         """Render an error as a page."""
         return await self.render(request, "problem.html", status=error.status, error=error)
 
-    def _environment(self, language: str) -> Environment:
-        """Return the environment of a language: each has its own, so that no request sees another one's language."""
-        if language not in self._environments:
-            self._environments[language] = self._make_environment(language)
-        return self._environments[language]
-
-    def _make_environment(self, language: str) -> Environment:
-        made = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.i18n"],
-        )
-        bind_language(made, language)
+    def _prepare(self, made: Environment, language: str) -> None:
         made.filters.update(formatting.filters(language))
         gettext = translations(language).gettext
         for name, labels in LABELS.items():
             made.globals[name] = {word: gettext(text) for word, text in labels.items()}
         made.globals["us"] = self._us
         made.globals["HELP"] = HELP
-        return made
 
     def _caller(self, request: Request) -> Caller | None:
         found = getattr(request.state, "caller", None)
@@ -286,21 +269,8 @@ def _confirmation_context(request: Request, asked: ConfirmationNeeded) -> dict[s
     return {"question": str(asked), "fields": asked.fields, "back": local_path(back)}
 
 
-def local_path(path: str) -> str:
-    """Return a path if it stays within this console, otherwise `/`.
-
-    A browser drops tabs and line ends of an address, and takes a backslash for a slash (WHATWG URL, 4.4).
-    """
-    fits = path.startswith("/") and not path.startswith(("//", "/login"))
-    return path if fits and path.isprintable() and "\\" not in path else "/"
-
-
-def _path_asked(request: Request) -> str:
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
-
-
 def _to_login(request: Request) -> Response:
-    target = _path_asked(request) if request.method in _SAFE else "/"
+    target = asked_path(request) if request.method in _SAFE else "/"
     answer = RedirectResponse(f"/login?to={quote(local_path(target), safe='/')}", status_code=303)
     if COOKIE in request.cookies:  # the token is invalid; another try with it would only fill the log
         answer.delete_cookie(COOKIE)

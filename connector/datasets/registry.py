@@ -66,6 +66,7 @@ from connector.events import (
     DatasetRemoved,
     DatasetVersioned,
     Event,
+    RawDataViewed,
     RequestRefused,
     listed,
 )
@@ -78,6 +79,7 @@ _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS = 100
 _LOOKED_MAX = 1_000  # files that are looked at for a page
 _TOLD_MAX = 10
+ROWS_SHOWN, COLUMNS_SHOWN, CELL_MAX = 20, 50, 80  # of a file before it is registered; a cell's in characters
 _log = logger("datasets")
 ReportProgress = Callable[[str, int], None]
 """Callback for progress: the stage, and the number of files that are done in it."""
@@ -101,9 +103,27 @@ class Engine(Protocol):
         target: str,
         *,
         told: ReportProgress,
+        brief: bool = False,
     ) -> Mapping[str, Any]:
-        """Write the files as one Parquet file and return the report for the owner."""
+        """Write the files as one Parquet file and return the report for the owner. `brief`: within a minute."""
         ...
+
+    async def first_rows(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, rows: int
+    ) -> FirstRows:
+        """Return the first rows, within a minute."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRows:
+    """The first rows of a source: names and types of all columns; the first `COLUMNS_SHOWN` cells of each row as text.
+
+    A cell has at most `CELL_MAX` characters, so that no value takes more of this process. None: no value.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str | None, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +319,46 @@ class Registry:
         work = partial(source_browser.list_folder, path, roots=self._roots, private=self._private)
         return await self._run_on_disk(path, work)
 
+    async def look(self, asked: Registration, *, by: str) -> FirstRows:
+        """Return the first rows of what would be registered. The view is recorded before anything is read."""
+        check_no_login(asked.path)
+        asked = await self._with_kind(asked)
+        check_options(asked.kind, asked.options)
+        await self._record_view(asked, by=by)
+        return await self._read_first_rows(asked, rows=ROWS_SHOWN, shown=asked.path)
+
+    async def _record_view(self, asked: Registration, *, by: str) -> None:
+        """Record a view of a file, by its name without its folders: these may be values of columns."""
+        detail = {"view": "file", "file": asked.path.rstrip("/").rpartition("/")[2], "file_kind": asked.kind}
+        await self._store.write(lambda tx: tx.publish(RawDataViewed(actor=by, detail=detail)))
+
+    async def check_readable(self, path: str, kind: str) -> None:
+        """Check that a file is of the kind, by reading its first rows. They go no further.
+
+        Raises: SourceUnreadable, PathRefused.
+        """
+        await self._read_first_rows(Registration(name="", path=path, kind=kind), rows=ROWS_SHOWN, shown="the file")
+
+    async def _read_first_rows(self, asked: Registration, *, rows: int, shown: str) -> FirstRows:
+        kind, made = asked.kind, None
+        options, files = await self._find_files(kind, asked)
+        try:
+            with _explain_unreadable(kind, shown):
+                if source(kind).CONVERTED:
+                    made = await self._new_file()
+                    await self._convert(kind, options | {BEFORE: {}}, files, made, _ignore_progress, brief=True)
+                    kind, options, files = self._find_converted(made)
+                return await self._engine.first_rows(kind, [file.to_json() for file in files], options, rows=rows)
+        finally:
+            if made is not None:
+                await asyncio.to_thread(remove, [made])
+
+    def _find_converted(self, made: Path) -> tuple[str, dict[str, Any], tuple[FileRef, ...]]:
+        """Return kind, options and the pinned file of a conversion."""
+        options = read_options("parquet", {})
+        found = source("parquet").find(str(made), roots=(self._folder,), options=options)
+        return "parquet", options, tuple(replace(file, ours=True) for file in found)
+
     async def describe(self, key: str, about: Description, *, by: str) -> tuple[RegisteredDataset, DatasetVersion]:
         """Replace the texts on a dataset. Its data, version, offers and agreements stay as they are."""
 
@@ -421,9 +481,7 @@ class Registry:
                     report = await self._convert(
                         kind, options | {BEFORE: before or {}}, files, made, progress.set_state
                     )
-                kind, options = "parquet", read_options("parquet", {})
-                found = source(kind).find(str(made), roots=(self._folder,), options=options)
-                files = tuple(replace(file, ours=True) for file in found)
+                kind, options, files = self._find_converted(made)
             with _explain_unreadable(kind, asked.path):
                 profile = await self._engine.profile(
                     kind, [file.to_json() for file in files], options, told=progress.set_state
@@ -486,10 +544,18 @@ class Registry:
         return await self._run_on_disk(path, partial(others_under, path, suffixes=source(kind).SUFFIXES))
 
     async def _convert(
-        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: ReportProgress
+        self,
+        kind: str,
+        options: Mapping[str, Any],
+        files: tuple[FileRef, ...],
+        target: Path,
+        told: ReportProgress,
+        *,
+        brief: bool = False,
     ) -> Mapping[str, Any]:
+        named = [file.to_json() for file in files]
         try:
-            return await self._engine.convert(kind, [file.to_json() for file in files], options, str(target), told=told)
+            return await self._engine.convert(kind, named, options, str(target), told=told, brief=brief)
         finally:
             if remote_source(kind) is not None:  # a draft of this process
                 await asyncio.to_thread(remove, [Path(file.path) for file in files])
@@ -601,6 +667,10 @@ def _may_be_stored(error: BaseException, progress: RegistrationProgress) -> bool
     """Return whether the result of a commit is unknown: its answer is lost, or its caller left."""
     left = isinstance(error, asyncio.CancelledError) and progress.state == STORING
     return left or (isinstance(error, Unavailable) and error.code == UNKNOWN)
+
+
+def _ignore_progress(stage: str, done: int) -> None:
+    """Take the progress of work that nobody waits for."""
 
 
 def _check_fits(name: str, affected: list[dict[str, str]], *, accept: bool) -> None:

@@ -17,6 +17,7 @@ from connector.console.view import formatting
 from connector.dsp.duty_upkeep import DutyLedger, Upkeep
 from connector.errors import Absent, Denied, Invalid, Limited, Unavailable, WrongState
 from connector.events import DutyChanged, NegotiationAdvanced
+from connector.infra.html import wording
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
 from connector.store.tables import Agreement, Transfer
@@ -123,7 +124,7 @@ async def test_an_agreement_of_another_calendar_that_is_kept_keeps_nobody_from_t
         ledger = DutyLedger(two.south.store, two.cable, minting())
         assert [one.path for one in await ledger.of(agreement, role="consumer")] == ["/obligation/0"]
         await ledger.list_open()
-        for shown in (formatting.moment, formatting.day, formatting.instant, output.format_time):
+        for shown in (wording.format_moment, wording.format_day, formatting.instant, output.format_time):
             assert shown(signed_at)
 
 

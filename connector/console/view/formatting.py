@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from babel.dates import format_datetime
 from babel.numbers import get_decimal_symbol
 
 from connector.infra.html.languages import DEFAULT, translations
-from connector.infra.html.wording import format_age, format_count, format_number
+from connector.infra.html.wording import (
+    find_phrases,
+    format_age,
+    format_count,
+    format_day,
+    format_moment,
+    format_number,
+    in_utc,
+)
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.odrl import reader
@@ -100,29 +106,13 @@ STATES = (
     "finding", "converting", "checking", "counting", "digesting", "storing", "offline", "stale", "unreachable",
     "valid", "unknown",
 )  # fmt: skip
-_DATES = {"en": ("d MMM y, HH:mm:ss 'UTC'", "d MMMM y"), "de": ("d. MMM y, HH:mm:ss 'UTC'", "d. MMMM y")}
-_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since the epoch: years 1 to 9999
 _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 
-def _utc(at: float) -> datetime:
-    """Convert seconds to UTC, clamped to years 1 to 9999: another participant's agreement may name any time."""
-    return datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
-
-
-def moment(at: float, language: str = DEFAULT) -> str:
-    """Format a time as `24 Nov 2026, 17:05:09 UTC`."""
-    return format_datetime(_utc(at), _DATES[language][0], locale=language)
-
-
-def day(at: float, language: str = DEFAULT) -> str:
-    return format_datetime(_utc(at), _DATES[language][1], locale=language)
-
-
 def instant(at: float) -> str:
     """Format a time for `<time datetime>` and for filters."""
-    return _utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return in_utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def size(nbytes: float, language: str = DEFAULT) -> str:
@@ -216,10 +206,10 @@ def path_of(prefix: str, identifier: str) -> str:
     return f"{prefix}/{quote(identifier, safe=':')}"
 
 
-def grouped(wire: Mapping[str, Any] | Policy | None) -> list[TermGroup]:
+def grouped(wire: Mapping[str, Any] | Policy | None, language: str = DEFAULT) -> list[TermGroup]:
     """Return the terms of a policy in groups (`policies.review.grouped_terms`); none if it cannot be read."""
     try:
-        return group_terms(wire if isinstance(wire, Policy) else reader.read(wire or {}))
+        return group_terms(wire if isinstance(wire, Policy) else reader.read(wire or {}), find_phrases(language))
     except PolicyError:
         return []
 
@@ -239,8 +229,9 @@ def sentence(text: str) -> str:
 
 _IN_LANGUAGES: Mapping[str, Any] = {
     "ago": format_age,
-    "moment": moment,
-    "day": day,
+    "moment": format_moment,
+    "day": format_day,
+    "grouped": grouped,
     "counted": format_count,
     "number": format_number,
     "size": size,
@@ -255,7 +246,6 @@ _IN_NONE: Mapping[str, Any] = {
     "party": party,
     "term": term,
     "tone": tone,
-    "grouped": grouped,
     "share": share,
     "sentence": sentence,
     "asking": page_link,

@@ -93,9 +93,9 @@ def console(folder: Path, **settings: object) -> Console:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Console]:
+async def opened(folder: Path, **settings: object) -> AsyncIterator[Console]:
     """The same, closed at the end of the block."""
-    made = console(folder)
+    made = console(folder, **settings)
     try:
         yield made
     finally:

@@ -14,24 +14,32 @@ from babel.messages.pofile import read_po
 from jinja2 import Environment, nodes
 from jinja2.ext import babel_extract
 
+from catalogue import pages as catalogue_pages
+from catalogue.pages import page_text
 from connector import console
 from connector.console.page import LABELS
 from connector.console.view import formatting
 from connector.infra.html import languages
 from connector.infra.html.languages import DEFAULT, LANGUAGES
 from connector.infra.html.wording import AGES
+from policies.review import grouped_terms
 
-TEMPLATES = sorted((Path(console.__file__).parent / "templates").glob("*.html"))
+TEMPLATES = sorted(
+    path
+    for package in (console, catalogue_pages)
+    for path in (Path(package.__file__ or "").parent / "templates").glob("*.html")
+)
 OTHERS = sorted(set(LANGUAGES) - {DEFAULT})
 _KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2)}
 _COUNTED = re.compile(r"""counted\(["']([^"']+)["'](?:, "([^"]+)")?\)""")
 _CODE = re.compile(r"\{%-?\s*trans\b.*?endtrans\s*-?%\}|\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
-_PLACEHOLDER = re.compile(r"%\(\w+\)s|%d|%%|<[^>]+>")
+_PLACEHOLDER = re.compile(r"%\(\w+\)s|%d|%%|<[^>]+>|\{\w*\}")
 _SHOWN = {"title", "placeholder", "aria-label", "data-label", "alt"}
 _SAME_EVERYWHERE = {
     "Hanse", "API", "SQL", "Flight", "patients", "/patients", "/patients.parquet", "skip_bad_lines=10", "HEAL",
     "oncology, survival", "CC-BY-4.0", "dpv:ScientificResearch", "did:web:lab.example", "analyst", "30d, 6 months",
     "-for-research", "= 1 and consent in (broad, narrow)", '"all".""',
+    "clinic-a", "did:web:clinic.example", "column:age owner:north", "DE", "DID", "Croissant", "DCAT",
     'SELECT region, count(*) AS n FROM "all".patients GROUP BY region',
 }  # fmt: skip
 """Names, and examples of what is typed."""
@@ -81,6 +89,8 @@ def in_templates() -> Iterator[str | tuple[str, ...]]:
 
 def in_python() -> Iterator[str]:
     yield from AGES
+    yield from page_text.TEXTS
+    yield from grouped_terms.texts()
     yield from (state.capitalize() for state in formatting.STATES)
     yield from formatting.STOPPED.values()
     yield from formatting.TRANSPORTS.values()
@@ -121,12 +131,12 @@ def test_a_translation_has_the_placeholders_and_the_markup_of_its_text(language:
             assert '"' not in _PLACEHOLDER.sub("", translation).replace('"', "", text.count('"')), text
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: f"{path.parts[-4]}-{path.name}")
 def test_no_text_of_a_template_is_outside_of_gettext(path: Path) -> None:
     assert outside(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: f"{path.parts[-4]}-{path.name}")
 def test_no_template_gives_the_name_of_gettext_to_a_value(path: Path) -> None:
     """`{% for _, one in ... %}` would make each `_("...")` in the loop fail."""
     bound = {

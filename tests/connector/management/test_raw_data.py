@@ -76,9 +76,11 @@ class Owner:
     desk: Console
     top: Path
 
-    async def call(self, key: Key, scope: str, body: Any = None, *, form: Any = None) -> httpx2.Response:
+    async def call(
+        self, key: Key, scope: str, body: Any = None, *, form: Any = None, files: Any = None
+    ) -> httpx2.Response:
         headers = {"authorization": f"Bearer {await self.desk.token(scope)}"}
-        said: dict[str, Any] = {"data": form} if form else {"json": body} if body else {}
+        said: dict[str, Any] = {"files": files} if files else {"data": form} if form else {"json": body} if body else {}
         return await self.desk.http.request(*key, headers=headers, **said)
 
     async def records(self) -> list[dict[str, Any]]:
@@ -139,6 +141,9 @@ TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/api/v1/policies/withheld"): lambda _: {"body": {"form": json.dumps(GROUPS)}},
     ("POST", "/api/v1/policies/simulate"): lambda _: {"body": {"offer": ROWS["offer"], "sql": "SELECT 1"}},
     ("POST", "/datasets/new"): lambda o: {"form": {"name": "again", "path": str(o.top / "again")}},
+    ("GET", "/datasets/new/preview"): lambda o: {"query": f"path={o.top}/towns.parquet&kind=parquet"},
+    ("POST", "/datasets/new/preview"): lambda o: {"form": {"path": f"{o.top}/towns.parquet", "kind": ""}},
+    ("POST", "/datasets/upload"): lambda _: {"files": {"file": ("towns.csv", b"town,age\nLund,31\n")}},
     ("POST", "/datasets/{name}/versions"): lambda o: {"form": {"path": str(o.top / "people-70")}},
     ("GET", "/datasets/{name}"): lambda _: {},
     ("POST", "/datasets/{name}/remove"): lambda _: {"path": "/datasets/again/remove", "form": {"x": "y"}},
@@ -210,6 +215,8 @@ async def test_a_view_that_cannot_be_recorded_shows_nothing(
     workers = Watching(owner)
     monkeypatch.setattr(owner.desk.parts.owners_view, "_pool", workers)
     monkeypatch.setattr(owner.desk.parts.owners_view, "_record_view", full)
+    monkeypatch.setattr(owner.desk.parts.registry, "_engine", workers)
+    monkeypatch.setattr(owner.desk.parts.registry, "_record_view", full)
     answer = await ask(owner, key, "owner")
     assert (answer.status_code, "log takes nothing" in answer.text, workers.seen) == (503, True, [])
 

@@ -41,7 +41,7 @@ def test_an_operand_says_all_there_is_to_know(operand: Operand) -> None:
     assert operand.by_engine or operand.fact or operand.counting or operand.phase is Phase.AFTER
     assert vocabulary.expand(vocabulary.compact(operand.name)) == operand.name
     name = operand.name + "age" if operand.parameter else operand.name
-    said = phrases.atom(Atom(name, sorted(operand.ops)[0], (Literal("1"),)))
+    said = phrases.ENGLISH.atom(Atom(name, sorted(operand.ops)[0], (Literal("1"),)))
     assert "{" not in said
     assert "unknown" not in said
 
