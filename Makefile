@@ -11,12 +11,14 @@ SCALE ?=
 ROUNDS ?= 5
 JDBC ?= 18.3.0
 BEGAN := $(shell date +%s)
-PACKAGES := connector catalogue policies client tests benchmarks
+PACKAGES := connector catalogue policies client tests benchmarks docs/site
 # A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
+SITE := connector/help/site/index.html
+SITE_SOURCES := mkdocs.yml openapi.yaml connector/settings.py catalogue/settings.py $(shell find docs client/hanse -type f -not -path '*/__pycache__/*')
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash dist resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs help-site screenshots test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash dist resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,10 +41,17 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(SYNC) --group bench
 	@touch $@
 
-setup: $(VENV)/.run ## virtual environment with what the product needs, from the lock file
+BUILD_SITE = PYTHONPATH=docs/site:. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+$(SITE): $(VENV)/.run $(SITE_SOURCES)
+	@$(SYNC) --group docs
+	@$(BUILD_SITE)
+
+help-site: $(SITE) ## build the help pages that `hanse docs` and `/help` of a connector serve
+
+setup: $(VENV)/.run $(SITE) ## virtual environment with what the product needs, from the lock file
 	@$(COMPILE)
 
-setup-dev: $(VENV)/.dev ## the same, with the tools for tests and checks
+setup-dev: $(VENV)/.dev $(SITE) ## the same, with the tools for tests and checks
 	@$(COMPILE)
 
 fmt: setup-dev ## format the code
@@ -82,8 +91,9 @@ imports: setup-dev
 audit: setup-dev
 	@$(BIN)/python -m tests.support.audit_dependencies
 
-docs: setup-dev
+docs: setup-dev ## check openapi.yaml and the files that pages name, and build the help site: a broken link or anchor fails
 	@$(BIN)/python -m tests.support.openapi --check openapi.yaml
+	@$(BUILD_SITE)
 	@$(BIN)/python -m tests.support.named_files
 
 test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself, with a Chromium (AT_ONCE=3 files)
@@ -115,6 +125,9 @@ demo: setup ## a data space on this machine: three owners, a catalogue, a gigafa
 
 dist: setup-dev ## build both wheels into dist/ and try them in empty environments
 	@$(BIN)/python -m tests.support.dist
+
+screenshots: setup-dev ## take the pictures of the help from a demo that runs (a Chromium)
+	@$(BIN)/python -m tests.support.screenshots
 
 openapi: setup-dev ## write openapi.yaml from the apps
 	@$(BIN)/python -m tests.support.openapi openapi.yaml
@@ -174,4 +187,4 @@ bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain b
 	@$(VENV)-loaders/bin/python -m benchmarks.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS) --later
 
 clean: ## remove what was built and what the demo wrote
-	@rm -rf $(VENV) $(VENV)-loaders var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-loaders var dist connector/help/site .mypy_cache .ruff_cache .pytest_cache .hypothesis

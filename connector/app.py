@@ -25,6 +25,7 @@ from connector.dataplane.http.request_context import BODY_MAX
 from connector.dataplane.push import routes as push_routes
 from connector.dsp import routes as dsp_routes
 from connector.errors import ConnectorError
+from connector.help import site as help_site
 from connector.identity import did, keys
 from connector.infra.html import api_reference
 from connector.infra.http import problem_json
@@ -169,6 +170,7 @@ def management_app(parts: Services) -> FastAPI:
         )
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
+    app.include_router(help_site.router())
     app.include_router(_console(parts, credential_requests))
 
     @app.get("/docs", include_in_schema=False)

@@ -66,6 +66,22 @@ LABELS: Mapping[str, Mapping[str, str]] = {
 """Texts of words that the templates have by name."""
 
 
+HELP: Mapping[str, str] = {
+    "datasets": "paths/owner/",
+    "offers": "paths/owner/",
+    "negotiations": "paths/owner/",
+    "agreements": "paths/owner/",
+    "transfers": "paths/trainer/",
+    "search": "paths/model-builder/",
+    "query": "paths/model-builder/",
+    "credentials": "paths/operator/",
+    "audit": "paths/auditor/",
+    "tokens": "paths/operator/",
+    "settings": "paths/operator/",
+}
+"""Page of the help site for each page of the console, by its tab; other pages lead to the start page."""
+
+
 def page_slice(page: int, size: int) -> dict[str, Any]:
     """Return limit and offset of a page; the limit has one more row, which shows whether another page follows."""
     return {"limit": size + 1, "offset": (page - 1) * size}
@@ -190,6 +206,7 @@ class PageRenderer:
         for name, labels in LABELS.items():
             made.globals[name] = {word: gettext(text) for word, text in labels.items()}
         made.globals["us"] = self._us
+        made.globals["HELP"] = HELP
 
     def _caller(self, request: Request) -> Caller | None:
         found = getattr(request.state, "caller", None)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FOLDERS = ("benchmarks", "catalogue", "client", "connector", "deploy", "docs", "policies", "tests")
-_PAGES = ("README.md", "CONTRIBUTING.md", "client/README.md", "docs/*.md")
+_PAGES = ("README.md", "CONTRIBUTING.md", "client/README.md", "docs/*.md", "docs/[a-ce-z]*/*.md", "docs/de/**/*.md")
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_SAVED = re.compile(r'^```\w+ title="([^"]+)"', re.MULTILINE)
 _QUOTED = re.compile(r"`([^`\n]+)`")
 _MODULE = re.compile(r"(?:[\w.-]+/)*\w+\.py")
 _PATH = re.compile(rf"(?:{'|'.join(_FOLDERS)})/[\w./-]*")
@@ -28,12 +29,13 @@ def list_paths(root: Path = ROOT) -> frozenset[str]:
 def find_missing(text: str, paths: Collection[str]) -> Iterator[str]:
     """Python files, and paths from the root, that a page names in backticks outside of code blocks and are not there.
 
-    A file may be named by the end of its path, such as `crawl/visit.py`.
+    A file may be named by the end of its path, such as `crawl/visit.py`, or be a block that the reader saves.
     """
+    saved = set(_SAVED.findall(text))
     for quoted in _QUOTED.findall(_FENCED.sub("", text)):
         for word in quoted.split():
             if _MODULE.fullmatch(word):
-                found = any(f"/{path}".endswith(f"/{word}") for path in paths)
+                found = word in saved or any(f"/{path}".endswith(f"/{word}") for path in paths)
             else:
                 found = not _PATH.fullmatch(word) or word in paths or f"{word}/" in paths or word[:-1] in _FOLDERS
             if not found:

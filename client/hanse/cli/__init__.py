@@ -39,6 +39,7 @@ _OF_SERVER = {
     "connector": "Run a participant's connector: serve, migrate, settings.",
     "catalogue": "Run a data space's catalogue: serve, migrate, member.",
     "demo": "A small data space on this machine, and its story.",
+    "docs": "The help as a site on this machine.",
 }
 
 

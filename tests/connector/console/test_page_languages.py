@@ -85,8 +85,11 @@ async def test_links_and_values_of_forms_are_the_same_in_each_language(desk: Con
 
 
 def sent(page: str) -> list[str]:
-    """What a browser sends from a page, but for the switch of languages and the questions that a person is asked."""
-    rest = re.sub('<form method="post" action="/language">.*?</form>|name="ask" value="[^"]*"', "", page)
+    """What a browser sends from a page, but for the switch of languages, the questions that a person is asked, and the
+    help, which has pages in each language."""
+    rest = re.sub(
+        '<form method="post" action="/language">.*?</form>|name="ask" value="[^"]*"|href="/help/[^"]*"', "", page
+    )
     return re.findall(r'\b(?:href|action|formaction|name|value)="[^"]*"', rest)
 
 
