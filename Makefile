@@ -123,7 +123,7 @@ test-jdbc: java setup-dev $(VENV)/jdbc/flight-sql-jdbc-driver-$(JDBC).jar ## wha
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
 	@HANSE_DEMO_BEGAN=$(BEGAN) $(BIN)/hanse demo $(if $(ONCE),--once)
 
-dist: setup-dev ## build both wheels into dist/ and try them in empty environments
+dist: setup-dev help-site ## build both wheels into dist/ and try them in empty environments
 	@$(BIN)/python -m tests.support.dist
 
 screenshots: setup-dev ## take the pictures of the help from a demo that runs (a Chromium)

@@ -1,6 +1,6 @@
 """`make dist`: build both wheels, and try them in empty environments.
 
-1. Each wheel has the files of its packages that git lists, and no others.
+1. Each wheel has the files of its packages that git lists, and no others but the built help.
 2. The client's wheel alone: `import hanse`, `hanse --version` and `hanse --help`.
 3. Both wheels: `hanse --help` lists the server's commands, and `hanse demo --once` succeeds in an empty home.
 """
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DIST = ROOT / "dist"
 _UV = Path(sys.executable).with_name("uv")
 _FOLDERS = {"hanse": ["client/hanse"], "hanse_server": ["connector", "catalogue", "policies"]}
+_HELP = "connector/help/site/"  # built, not committed
 _SERVER_COMMANDS = ("connector", "catalogue", "demo")
 
 
@@ -37,7 +38,7 @@ def list_differences(name: str, wheel: Path) -> list[str]:
     listed = _run("git", "ls-files", "-z", *_FOLDERS[name], at=ROOT).split("\0")
     wanted = {path.removeprefix("client/") for path in listed if path and (ROOT / path).is_file()}
     with zipfile.ZipFile(wheel) as archive:
-        packed = {path for path in archive.namelist() if ".dist-info/" not in path}
+        packed = {path for path in archive.namelist() if ".dist-info/" not in path and not path.startswith(_HELP)}
     return [f"not in the wheel: {path}" for path in sorted(wanted - packed)] + [
         f"not in git: {path}" for path in sorted(packed - wanted)
     ]
@@ -93,6 +94,7 @@ def _check_server(wheels: dict[str, Path], folder: Path) -> None:
         raise SystemExit(f"expected `hanse --help` to list {', '.join(_SERVER_COMMANDS)}")
     packages = whole.run("python", "-c", "from connector.demo.data import PACKAGES; print(*PACKAGES)").split()
     whole.install("--no-deps", *packages)
+    whole.run("python", "-c", "from connector.help.site import FOLDER; assert (FOLDER / 'index.html').is_file()")
     print(whole.run("hanse", "demo", "--once", "--port", os.environ.get("HANSE_DEMO_PORT", "18700")).splitlines()[-1])
 
 
