@@ -16,9 +16,9 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from connector.console.page import Form, PageRenderer, read_form
+from connector.console.page import Form, Numbered, PageRenderer, read_form
 from connector.console.view.formatting import path_of
-from connector.datasets.registration import REGISTERED, Description, Registration
+from connector.datasets.registration import REGISTERED, ColumnNote, Description, Registration
 from connector.datasets.registry import COLUMNS_SHOWN, FirstRows, Registry
 from connector.datasets.sources import SOURCES
 from connector.datasets.uploads import Uploads
@@ -33,9 +33,10 @@ from connector.store import Store
 from connector.telemetry import logger
 
 _FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords", "theme", "license")
-_TEXTS = ("title", "description", "theme", "license")
+_TEXTS = ("title", "description", "theme", "license", "citation", "contact")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
+_COLUMNS_EACH = 100  # on a page of meanings
 _AT_ONCE_BYTES = 64 * 2**20  # a larger file is previewed when its owner asks for that
 _FORM_BYTES = 2**16  # of a form around its file
 _PATIENCE_S = 1.5  # wait before the browser is redirected to the progress page
@@ -121,6 +122,38 @@ def router(pages: PageRenderer, *, registry: Registry, uploads: Uploads, store: 
             await registry.describe(name, new.to_description(), by=caller.name)
         except ValidationError as error:
             return await _render_texts(request, name, shown, validation_error(error.errors()))
+        return RedirectResponse(path_of("/datasets", name), status_code=303)
+
+    @routes.get("/datasets/{name}/columns")
+    async def columns(request: Request, name: str, page: Numbered = 1, caller: Caller = pages.may("owner")) -> Response:
+        return await _render_columns(request, name, page)
+
+    async def _render_columns(request: Request, name: str, page: int, error: ConnectorError | None = None) -> Response:
+        row, version = await registry.get(name)
+        shown = datasets_api.view(row, version, raw=False).columns
+        pages_of = max(1, -(-len(shown) // _COLUMNS_EACH))
+        start = (min(page, pages_of) - 1) * _COLUMNS_EACH
+        return await pages.render(
+            request,
+            "dataset_columns.html",
+            status=error.status if error else 200,
+            where="datasets",
+            name=row.name,
+            columns=shown[start : start + _COLUMNS_EACH],
+            page=min(page, pages_of),
+            pages=pages_of,
+            error=error,
+        )
+
+    @routes.post("/datasets/{name}/columns")
+    async def describe_columns(
+        request: Request, name: str, page: Numbered = 1, caller: Caller = pages.may("owner")
+    ) -> Response:
+        said = await read_form(request, most=5 * _COLUMNS_EACH)
+        try:
+            await registry.describe_columns(name, _read_column_notes(said), by=caller.name)
+        except ConnectorError as error:
+            return await _render_columns(request, name, page, error)
         return RedirectResponse(path_of("/datasets", name), status_code=303)
 
     async def _render_form(
@@ -256,6 +289,26 @@ def _read_registration(said: Form) -> Registration:
     return Registration(
         name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
     )
+
+
+def _read_column_notes(said: Form) -> dict[str, ColumnNote]:
+    """Return the notes of a form, whose lists of names, meanings and units are parallel.
+
+    Raises: Invalid for lists of different length and for a text over its limit.
+    """
+    names, meanings, units = said.exact("column"), said.exact("meaning"), said.exact("unit")
+    if not len(names) == len(meanings) == len(units):
+        raise Invalid("expected a meaning and a unit for each column; send the form from its page")
+    personal = set(said.exact("personal"))
+    try:
+        return {
+            name: datasets_api.ColumnTexts(
+                description=meaning.strip(), unit=unit.strip(), personal=name in personal
+            ).to_note()
+            for name, meaning, unit in zip(names, meanings, units, strict=True)
+        }
+    except ValidationError as error:
+        raise validation_error(error.errors()) from error
 
 
 def _split_words(text: str) -> list[str]:

@@ -32,6 +32,17 @@ class Description:
     keywords: tuple[str, ...] = ()
     theme: str = ""
     license: str = ""
+    citation: str = ""
+    contact: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnNote:
+    """What an owner says about a column: its meaning and unit, and whether it is personal data."""
+
+    description: str = ""
+    unit: str = ""
+    personal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

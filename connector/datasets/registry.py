@@ -27,6 +27,7 @@ from connector.datasets.owned_files import OwnedFolder, remove
 from connector.datasets.registration import (
     CONVERTING,
     STORING,
+    ColumnNote,
     Description,
     Registration,
     RegistrationProgress,
@@ -374,6 +375,34 @@ class Registry:
 
         return await self._store.write(work)
 
+    async def describe_columns(
+        self, key: str, notes: Mapping[str, ColumnNote], *, by: str
+    ) -> tuple[RegisteredDataset, DatasetVersion]:
+        """Replace what is said about these columns; an empty note is removed. Other columns keep theirs.
+
+        Raises: Invalid for a column that the dataset has not.
+        """
+
+        def work(tx: Transaction) -> tuple[RegisteredDataset, DatasetVersion]:
+            row = tx.datasets.of(key)
+            version = tx.datasets.get_current(row)
+            known = {column["name"] for column in version.schema}
+            if others := sorted(set(notes) - known):
+                raise Invalid(
+                    f"expected columns of {row.name!r}, got {', '.join(map(redact_name, others[:_TOLD_MAX]))}; load "
+                    "the page again",
+                    code="column_unknown",
+                )
+            new = {name: note for name, note in row.column_notes.items() if name not in notes and name in known}
+            new |= {name: asdict(note) for name, note in notes.items() if note != ColumnNote()}
+            if new != row.column_notes:
+                row.column_notes = new
+                detail = {"changed": ["column_notes"]}
+                tx.publish(DatasetDescribed(actor=by, dataset=row.id, version=row.version, detail=detail))
+            return row, version
+
+        return await self._store.write(work)
+
     async def remove(self, key: str, *, by: str) -> None:
         """Remove a dataset and its converted files. Refused while it has an offer or an agreement in force."""
 
@@ -573,6 +602,9 @@ class Registry:
             keywords=list(about.keywords),
             theme=about.theme,
             license=about.license,
+            citation=about.citation,
+            contact=about.contact,
+            column_notes={},
             version=read.digest,
             created_at=now,
         )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from connector.datasets.registry import published_schema
 from connector.dsp import agreement_terms, jsonld
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.dsp.messages import CatalogRequestMessage
@@ -24,6 +26,8 @@ from connector.infra.concurrency.recent_keys import put_recent
 from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion, Offer, RegisteredDataset
 from connector.usage.fact_collector import FactsOf
+from policies.contracts import compile as compiler
+from policies.errors import PolicyError
 from policies.evaluation.evaluate import Facts
 from policies.model import Policy
 from policies.odrl import reader as policy_jsonld
@@ -32,7 +36,8 @@ from policies.vocabulary import Phase
 
 PAGE = 100
 _BATCH = PAGE + 1  # a page, and one more dataset to know whether another page follows
-TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, columnCount, version
+TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members
+_VCARD = "http://www.w3.org/2006/vcard/ns#"
 _VALUES_MAX = jsonld.NODES_MAX - 100  # values of the datasets in one document, which has a few values around them
 _COLUMNS_BYTES = 64 * 2**10  # of one dataset on a page: a catalogue reads 8 MiB of a page, and 256 kB of each dataset
 _ALONE_BYTES = 4 * 2**20  # of a dataset in its own answer, which may have 8 MiB
@@ -72,6 +77,7 @@ class Catalog:
         self._base = base
         self._formats = tuple(formats)
         self._policies: OrderedDict[str, tuple[Policy, Json]] = OrderedDict()
+        self._shown: OrderedDict[tuple[str, str], frozenset[str]] = OrderedDict()  # columns by offer and version
 
     async def read_page(
         self, request: CatalogRequestMessage, caller: Principal, *, after: str, before: str
@@ -116,7 +122,10 @@ class Catalog:
             raise Absent(f"no dataset {dataset_id!r} in this catalogue")
         entry = self._entry(found[0], {})
         columns = _describe_columns(
-            found[0].version.schema, values=_VALUES_MAX - jsonld.count_values(entry), most_bytes=_ALONE_BYTES
+            found[0].version.schema,
+            notes=self._find_notes(found[0]),
+            values=_VALUES_MAX - jsonld.count_values(entry),
+            most_bytes=_ALONE_BYTES,
         )
         return {"@context": [CONTEXT], **entry, **columns}
 
@@ -180,12 +189,29 @@ class Catalog:
             put_recent(self._policies, words, known, most=_POLICIES_MAX)
         return known
 
+    def _find_notes(self, listed: VisibleDataset) -> Json:
+        """What the owner says about the columns that one of these offers shows (decision 100).
+
+        An offer that cannot be compiled for the current version shows none.
+        """
+        notes: Json = listed.dataset.column_notes
+        if not notes:
+            return {}
+        shown: set[str] = set()
+        for offer in listed.offers:
+            key = (offer.digest, listed.version.digest)
+            if (known := self._shown.get(key)) is None:
+                known = frozenset(_find_shown_columns(self._read_policy(offer)[0], listed.version))
+                put_recent(self._shown, key, known, most=_POLICIES_MAX)
+            shown |= known
+        return {name: note for name, note in notes.items() if name in shown}
+
     def _fit_entries(self, found: Sequence[VisibleDataset], *, whole: bool) -> list[Json]:
         """Entries for the first dataset and as many more as fit into one document; for all of them if `whole`."""
         entries: list[Json] = []
         room = _VALUES_MAX
         for listed in found:
-            entry = self._entry(listed, _describe_columns(listed.version.schema))
+            entry = self._entry(listed, _describe_columns(listed.version.schema, notes=self._find_notes(listed)))
             room -= jsonld.count_values(entry)
             if entries and room < 0 and not whole:
                 break
@@ -212,6 +238,8 @@ class Catalog:
             "dcat:keyword": list(row.keywords),
             "dcat:theme": {"@id": row.theme} if row.theme else "",
             "dct:license": row.license,
+            "dct:bibliographicCitation": row.citation,
+            "dcat:contactPoint": {"@type": f"{_VCARD}Kind", f"{_VCARD}fn": row.contact} if row.contact else "",
             f"{TERMS}version": row.version,
         }
         return {
@@ -234,19 +262,42 @@ class Catalog:
         return ", ".join(links)
 
 
-def _typed_columns(schema: Sequence[Mapping[str, Any]]) -> Json:
-    return {"@list": [{f"{TERMS}name": column["name"], f"{TERMS}type": column["type"]} for column in schema]}
+def _find_shown_columns(policy: Policy, version: DatasetVersion) -> set[str]:
+    """The columns that some permission of the policy shows; none where it cannot be compiled."""
+    try:
+        contracts = compiler.compile_contracts(policy, published_schema(version), concluded=time.time())
+    except PolicyError:
+        return set()
+    return {name for contract in contracts for name in contract.columns}
+
+
+def _typed_columns(schema: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> Json:
+    return {"@list": [_describe_column(column, notes.get(column["name"], {})) for column in schema]}
+
+
+def _describe_column(column: Mapping[str, Any], note: Mapping[str, Any]) -> Json:
+    said = {f"{TERMS}{name}": value for name, value in note.items() if value}
+    return {f"{TERMS}name": column["name"], f"{TERMS}type": column["type"], **said}
 
 
 def _describe_columns(
-    schema: Sequence[Mapping[str, Any]], *, values: int = _VALUES_MAX, most_bytes: int = _COLUMNS_BYTES
+    schema: Sequence[Mapping[str, Any]],
+    *,
+    notes: Mapping[str, Any],
+    values: int = _VALUES_MAX,
+    most_bytes: int = _COLUMNS_BYTES,
 ) -> Json:
-    """The columns with their types, or with their names only where types would exceed `values` or `most_bytes`.
+    """The columns with their types and notes; without notes, or with names only, where `values` or `most_bytes` is
+    exceeded.
 
-    A column with its type takes five values. Names that do not fit are left out; then the number of columns follows.
+    A column with its type takes five values, its notes three more. Names that do not fit are left out; then the number
+    of columns follows.
     """
-    if len(schema) * 5 <= values and len(json.dumps(typed := _typed_columns(schema))) <= most_bytes:
-        return {f"{TERMS}columns": typed}
+    for said in (notes, {}) if notes else ({},):
+        if len(schema) * 5 + len(said) * 3 > values:
+            continue
+        if len(json.dumps(typed := _typed_columns(schema, said))) <= most_bytes:
+            return {f"{TERMS}columns": typed}
     room = most_bytes
     names = []
     for column in schema[: max(values, 0)]:

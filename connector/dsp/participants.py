@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from connector.dsp import jsonld
 from connector.dsp.catalog import TERMS
@@ -22,6 +22,8 @@ Member = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 _PAGES_MAX = 200
 _BYTES_MAX = 32 * 2**20  # of the pages of one catalogue, which take many times as much in memory
 _DCT, _DCAT = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#"
+_VCARD = "http://www.w3.org/2006/vcard/ns#"
+_TEXT_MAX = 1_000  # of a column: characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,35 @@ class Participant:
         return dataset if ":" in dataset or not self.name else f"urn:hanse:{self.name}:{dataset}"
 
 
+class ListedColumn(NamedTuple):
+    """A column as its owner describes it to us. `personal`: whether the owner says that it is personal data."""
+
+    name: str
+    type: str = ""
+    description: str = ""
+    unit: str = ""
+    personal: bool = False
+
+    @property
+    def has_note(self) -> bool:
+        """Whether the owner says more of it than name and type."""
+        return bool(self.description or self.unit or self.personal)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedDataset:
-    """A dataset in another participant's catalogue. `columns`: names and types. `offers`: ODRL offers as received."""
+    """A dataset in another participant's catalogue. `offers`: ODRL offers as received."""
 
     id: str
     title: str = ""
     description: str = ""
     theme: str = ""
     license: str = ""
-    columns: tuple[tuple[str, str], ...] = ()
+    citation: str = ""
+    contact: str = ""
+    version: str = ""
+    keywords: tuple[str, ...] = ()
+    columns: tuple[ListedColumn, ...] = ()
     offers: tuple[Json, ...] = ()
     formats: tuple[str, ...] = ()
 
@@ -172,10 +193,29 @@ def read_dataset(node: Json, prefixes: Mapping[str, str]) -> ListedDataset:
         description=_text(found, f"{_DCT}description", "description"),
         theme=_text(found, f"{_DCAT}theme", "theme"),
         license=_text(found, f"{_DCT}license", "license"),
-        columns=tuple((_text(entry, f"{TERMS}name"), _text(entry, f"{TERMS}type")) for entry in columns),
+        citation=_text(found, f"{_DCT}bibliographicCitation"),
+        contact=_contact(found),
+        version=_text(found, f"{TERMS}version"),
+        keywords=tuple(one for one in list_of(found.get(f"{_DCAT}keyword")) if isinstance(one, str)),
+        columns=tuple(map(_read_column, columns)),
         offers=tuple(entry for entry in list_of(found.get("hasPolicy")) if isinstance(entry, dict)),
         formats=tuple(_text(entry, "format") for entry in distributions if _text(entry, "format")),
     )
+
+
+def _read_column(entry: Json) -> ListedColumn:
+    name, kind, description, unit = (
+        _text(entry, f"{TERMS}{field}")[:_TEXT_MAX] for field in ("name", "type", "description", "unit")
+    )
+    return ListedColumn(name, kind, description, unit, personal=jsonld.single(entry.get(f"{TERMS}personal")) is True)
+
+
+def _contact(found: Json) -> str:
+    """The name or address in a contact point, whether it is a text or a vCard."""
+    contact = jsonld.single(found.get(f"{_DCAT}contactPoint"))
+    if isinstance(contact, dict):
+        return _text(contact, f"{_VCARD}fn", f"{_VCARD}hasEmail", "vcard:fn", "vcard:hasEmail")
+    return contact if isinstance(contact, str) else ""
 
 
 def next_page(answer: PeerAnswer, current: str) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector import raw_access
-from connector.datasets.registration import Description, Registration, RegistrationProgress
+from connector.datasets.registration import ColumnNote, Description, Registration, RegistrationProgress
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, find_position_clash, remote_source
 from connector.errors import Absent
@@ -45,6 +45,8 @@ class NewDataset(BaseModel):
     keywords: list[Annotated[str, Field(max_length=100)]] = Field(default_factory=list, max_length=100)
     theme: str = Field("", max_length=200)
     license: str = Field("", max_length=300)
+    citation: str = Field("", max_length=2_000, description="How to cite the dataset.")
+    contact: str = Field("", max_length=300, description="Whom to ask: a name, mail address or URL.")
     accept: bool = Field(
         False,
         description="Register although it differs by few units from a removed dataset of this name.",
@@ -61,9 +63,24 @@ class DatasetTexts(BaseModel):
     keywords: list[Annotated[str, Field(max_length=100)]] = Field(default_factory=list, max_length=100)
     theme: str = Field("", max_length=200)
     license: str = Field("", max_length=300)
+    citation: str = Field("", max_length=2_000, description="How to cite the dataset.")
+    contact: str = Field("", max_length=300, description="Whom to ask: a name, mail address or URL.")
 
     def to_description(self) -> Description:
         return Description(**{**self.model_dump(), "keywords": tuple(self.keywords)})
+
+
+class ColumnTexts(BaseModel):
+    """What the owner says about a column. Readers see it where an offer shows them the column."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    description: str = Field("", max_length=1_000)
+    unit: str = Field("", max_length=60, description="Of its values, such as mmHg.")
+    personal: bool = Field(False, description="Whether it is personal data.")
+
+    def to_note(self) -> ColumnNote:
+        return ColumnNote(**self.model_dump())
 
 
 class NewVersion(BaseModel):
@@ -80,10 +97,18 @@ class ColumnView(BaseModel):
 
     name: str
     type: str
+    description: str = ""
+    unit: str = ""
+    personal: bool = False
     statistics: dict[str, Any] | None = Field(
         description="Least and greatest value, distinct values, share of nulls, bytes. They are of raw data: only for "
         "a token with the scope owner, null for any other."
     )
+
+    @property
+    def has_note(self) -> bool:
+        """Whether the owner says more of it than name and type."""
+        return bool(self.description or self.unit or self.personal)
 
 
 class DatasetView(BaseModel):
@@ -96,6 +121,8 @@ class DatasetView(BaseModel):
     keywords: list[str]
     theme: str
     license: str
+    citation: str
+    contact: str
     version: str
     rows: int
     bytes: int
@@ -129,10 +156,12 @@ def view(row: RegisteredDataset, version: DatasetVersion, *, raw: bool, unchange
         keywords=row.keywords,
         theme=row.theme,
         license=row.license,
+        citation=row.citation,
+        contact=row.contact,
         version=row.version,
         rows=version.profile["rows"],
         bytes=version.profile["bytes"],
-        columns=_columns(version, raw=raw),
+        columns=_columns(row, version, raw=raw),
         kind=version.source["asked_kind"],
         created_at=row.created_at,
         unchanged=unchanged,
@@ -140,10 +169,15 @@ def view(row: RegisteredDataset, version: DatasetVersion, *, raw: bool, unchange
     )
 
 
-def _columns(version: DatasetVersion, *, raw: bool) -> list[ColumnView]:
-    known = version.profile["columns"]
+def _columns(row: RegisteredDataset, version: DatasetVersion, *, raw: bool) -> list[ColumnView]:
+    known, notes = version.profile["columns"], row.column_notes
     return [
-        ColumnView(name=one["name"], type=one["type"], statistics=known.get(one["name"], {}) if raw else None)
+        ColumnView(
+            name=one["name"],
+            type=one["type"],
+            statistics=known.get(one["name"], {}) if raw else None,
+            **notes.get(one["name"], {}),
+        )
         for one in version.schema
     ]
 
@@ -201,6 +235,8 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
             keywords=tuple(new.keywords),
             theme=new.theme,
             license=new.license,
+            citation=new.citation,
+            contact=new.contact,
         )
         asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
         return view(
@@ -240,6 +276,13 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     @routes.put("/{name}/texts", summary="Replace title, description, keywords, theme and licence")
     async def describe(name: str, texts: DatasetTexts, caller: Caller = describer) -> DatasetView:
         return view(*await registry.describe(name, texts.to_description(), by=caller.name), raw=True)
+
+    @routes.put("/{name}/columns", summary="Replace what is said about columns; columns that are not named keep it")
+    async def describe_columns(
+        name: str, columns: dict[Annotated[str, Field(max_length=1_000)], ColumnTexts], caller: Caller = describer
+    ) -> DatasetView:
+        notes = {column: texts.to_note() for column, texts in columns.items()}
+        return view(*await registry.describe_columns(name, notes, by=caller.name), raw=True)
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:

@@ -113,6 +113,9 @@ class RegisteredDataset(ConnectorTable):
     keywords: Mapped[list[Any]]
     theme: Mapped[str]
     license: Mapped[str]
+    citation: Mapped[str] = mapped_column(Text, default="", server_default="")
+    contact: Mapped[str] = mapped_column(Text, default="", server_default="")
+    column_notes: Mapped[Json] = mapped_column(default=dict, server_default="{}")  # name: {description, unit, personal}
     version: Mapped[str] = mapped_column(_Key)  # the current version's digest
     created_at: Mapped[float]
 

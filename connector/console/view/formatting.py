@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from babel.numbers import get_decimal_symbol
 
+from connector.console.view.markdown import render_markdown
 from connector.infra.html.languages import DEFAULT, translations
 from connector.infra.html.wording import (
     find_phrases,
@@ -241,6 +242,7 @@ _IN_LANGUAGES: Mapping[str, Any] = {
     "transport": transport,
 }
 _IN_NONE: Mapping[str, Any] = {
+    "markdown": render_markdown,
     "instant": instant,
     "short": short,
     "party": party,

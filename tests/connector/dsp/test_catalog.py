@@ -16,7 +16,9 @@ from connector.dsp.protocol_client import PeerAnswer, ProtocolClient
 from connector.errors import Absent, PeerNonsense, PeerRefused
 from connector.infra.net.http_client import Reply
 from connector.store import Transaction
+from policies.authoring.convert import read_form, to_policy
 from policies.evaluation.evaluate import Facts
+from policies.odrl import reader
 from tests.support.counterparty import Counterparty
 from tests.support.minted import minting
 from tests.support.pair import USE, Cable, Json, Side, add_dataset, offer_row, pair
@@ -31,6 +33,12 @@ MEMBERS: Json = {
     ]
 }
 REQUEST = CatalogRequestMessage().to_wire()
+
+
+def terms(form: str) -> Json:
+    """The policy of an offer in the short form, without its id."""
+    return {name: value for name, value in reader.write(to_policy(read_form(f"offer: notes\n{form}")), in_catalog=True).items()
+            if name not in ("@id", "@type", "@context")}  # fmt: skip
 
 
 async def seeded(north: Side, count: int, *, hidden: int = 0) -> list[str]:
@@ -103,6 +111,63 @@ async def test_an_empty_catalogue_is_valid(tmp_path: Path) -> None:
         assert await page(Counterparty(two.north)) == ([], {})
 
 
+NOTES = {"station": {"description": "Where it hangs", "unit": "", "personal": True},
+         "value": {"description": "Particles", "unit": "µg/m³", "personal": False}}  # fmt: skip
+ALL = "dataset: air\nmay: [query]\n"
+HIDDEN = "dataset: air\nmay: [query]\ncolumns: {hide: [station]}\n"
+GROUPS = "dataset: air\nmay: [query]\nlimits: {min_group: 5}\ngrid: {group_by: {station: exact}}\n"
+
+
+@pytest.mark.parametrize(
+    ("offers", "described"),
+    [
+        ([ALL], ["station", "value"]),
+        ([HIDDEN], ["value"]),
+        ([GROUPS], ["station"]),
+        ([HIDDEN, GROUPS], ["station", "value"]),
+    ],
+)
+async def test_a_column_is_described_where_an_offer_shows_it(
+    tmp_path: Path, offers: list[str], described: list[str]
+) -> None:
+    async with pair(tmp_path) as two:
+        for number, form in enumerate(offers):
+            await two.north.publish(offer=f"offer:{number}", policy=terms(form))
+        await two.north.store.write(lambda tx: setattr(tx.datasets.of("air"), "column_notes", NOTES))
+        peer = Counterparty(two.north)
+        alone = json.loads((await peer.get("/catalog/datasets/urn:hanse:north:air")).body)
+        listed = json.loads((await peer.post("/catalog/request", REQUEST)).body)["dataset"][0]
+        for node in (alone, listed):
+            read = read_dataset(node, jsonld.prefixes_of(node))
+            assert [column.name for column in read.columns] == ["station", "value"]
+            assert [column.name for column in read.columns if column.has_note] == described
+        shown = {column.name: column for column in read.columns}
+        if "value" in described:
+            assert shown["value"][2:] == ("Particles", "µg/m³", False)
+
+
+async def test_an_offer_that_does_not_fit_its_version_describes_no_column(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(policy=terms("dataset: air\nmay: [query]\ncolumns: {hide: [gone]}\n"))
+        await two.north.store.write(lambda tx: setattr(tx.datasets.of("air"), "column_notes", NOTES))
+        body = (await Counterparty(two.north).get("/catalog/datasets/urn:hanse:north:air")).body
+        assert b"Particles" not in body
+
+
+async def test_citation_and_contact_are_published_and_read(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish()
+
+        def describe(tx: Transaction) -> None:
+            row = tx.datasets.of("air")
+            row.citation, row.contact = "North (2026)", "air@north.example"
+
+        await two.north.store.write(describe)
+        node = json.loads((await Counterparty(two.north).get("/catalog/datasets/urn:hanse:north:air")).body)
+        read = read_dataset(node, jsonld.prefixes_of(node))
+        assert (read.citation, read.contact, read.keywords) == ("North (2026)", "air@north.example", ("air", "noise"))
+
+
 async def test_withdrawn_offers_are_not_shown(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         await two.north.publish()
@@ -143,7 +208,7 @@ async def test_a_dataset_shows_its_columns_and_offers_but_no_statistics(tmp_path
         assert [one["format"] for one in node["distribution"]] == ["HttpData-PULL", "HttpData-PUSH"]
         assert all(one["accessService"]["endpointURL"] == two.north.base for one in node["distribution"])
         read = read_dataset(node, jsonld.prefixes_of(node))
-        assert read.columns == (("station", "VARCHAR"), ("value", "DOUBLE"))
+        assert [column[:2] for column in read.columns] == [("station", "VARCHAR"), ("value", "DOUBLE")]
         assert read.title == "Title of air"
         assert (node["dcat:keyword"], node[f"{TERMS}version"]) == (["air", "noise"], "sha256:air")
 
@@ -458,7 +523,7 @@ async def test_a_dataset_of_very_many_columns_has_a_description_that_is_bounded(
         alone = await Counterparty(two.north).get(f"/catalog/datasets/{wide}")
         assert len(json.loads(alone.body)[f"{TERMS}columns"]["@list"]) == count
         read = read_dataset(jsonld.node_of(jsonld.parse(alone.body)), {})  # or nobody could agree on it
-        assert read.columns[7] == ("c7", "DOUBLE" if count <= 8_000 else "")
+        assert read.columns[7][:2] == ("c7", "DOUBLE" if count <= 8_000 else "")
 
 
 async def test_a_page_has_as_many_datasets_as_a_reader_takes_and_the_next_one_the_rest(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ TRIED: dict[Key, Callable[[Owner], dict[str, Any]]] = {
     ("POST", "/api/v1/datasets"): lambda o: {"body": {"name": "more", "path": str(o.top / "more")}},
     ("POST", "/api/v1/datasets/{name}/versions"): lambda o: {"body": {"path": str(o.top / "people-60")}},
     ("PUT", "/api/v1/datasets/{name}/texts"): lambda _: {"body": {"title": "People of a town"}},
+    ("PUT", "/api/v1/datasets/{name}/columns"): lambda _: {"body": {"town": {"description": "Where they live"}}},
     ("GET", "/api/v1/datasets"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}"): lambda _: {},
     ("GET", "/api/v1/datasets/{name}/preview"): lambda _: {"query": PREVIEW},
