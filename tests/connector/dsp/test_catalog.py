@@ -37,8 +37,8 @@ REQUEST = CatalogRequestMessage().to_wire()
 
 def terms(form: str) -> Json:
     """The policy of an offer in the short form, without its id."""
-    return {name: value for name, value in reader.write(to_policy(read_form(f"offer: notes\n{form}")), in_catalog=True).items()
-            if name not in ("@id", "@type", "@context")}  # fmt: skip
+    written = reader.write(to_policy(read_form(f"offer: notes\n{form}")), in_catalog=True)
+    return {name: value for name, value in written.items() if name not in ("@id", "@type", "@context")}
 
 
 async def seeded(north: Side, count: int, *, hidden: int = 0) -> list[str]:
