@@ -11,12 +11,15 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import pytest
+import yaml
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
+from catalogue.settings import CatalogueSettings
 from connector.console.page import HELP
 from connector.help import site
 from connector.help.__main__ import commands
+from connector.settings import Settings
 from tests.support import chromium, help_site
 from tests.support.openid_console import served
 from tests.support.ports import free_range
@@ -100,6 +103,24 @@ def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> Non
     on_page = {words.split()[0] for words in re.findall(r'<h2 id="[^"]*">hanse ([^<]+)<', page)}
     assert len(listed) >= 20
     assert set(listed) == on_page
+
+
+def test_the_page_of_error_codes_has_the_sentences_of_the_program(built: Path) -> None:
+    page = (built / "reference" / "error-codes" / "index.html").read_text("utf-8")
+    codes = set(re.findall(r'<h3 id="(\w+)">', page))
+    assert len(codes) >= 150
+    assert {"purpose_not_agreed", "rows_not_given", "min_group_size", "evidence_invalid"} <= codes
+    assert "negotiate another agreement" in page
+
+
+def test_each_setting_and_operation_has_an_entry(built: Path) -> None:
+    settings = (built / "reference" / "settings" / "index.html").read_text("utf-8")
+    assert [name for name in Settings.model_fields if f'id="settings-{name}"' not in settings] == []
+    assert [name for name in CatalogueSettings.model_fields if f'id="cataloguesettings-{name}"' not in settings] == []
+    rest = (built / "reference" / "rest" / "index.html").read_text("utf-8")
+    document = yaml.safe_load((help_site.ROOT / "openapi.yaml").read_text("utf-8"))
+    paths = [path for path in document["paths"] if f" {path}</code><" not in rest]
+    assert paths == []
 
 
 def _outline(page: Path) -> list[str]:
