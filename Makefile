@@ -18,7 +18,7 @@ SITE := connector/help/site/index.html
 SITE_SOURCES := mkdocs.yml openapi.yaml connector/settings.py catalogue/settings.py $(shell find docs client/hanse -type f -not -path '*/__pycache__/*')
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs help-site screenshots test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs help-site screenshots test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash dist resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ test-jdbc: java setup-dev $(VENV)/jdbc/flight-sql-jdbc-driver-$(JDBC).jar ## wha
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
 	@HANSE_DEMO_BEGAN=$(BEGAN) $(BIN)/hanse demo $(if $(ONCE),--once)
 
+dist: setup-dev help-site ## build both wheels into dist/ and try them in empty environments
+	@$(BIN)/python -m tests.support.dist
+
 screenshots: setup-dev ## take the pictures of the help from a demo that runs (a Chromium)
 	@$(BIN)/python -m tests.support.screenshots
 
@@ -184,4 +187,4 @@ bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain b
 	@$(VENV)-loaders/bin/python -m benchmarks.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS) --later
 
 clean: ## remove what was built and what the demo wrote
-	@rm -rf $(VENV) $(VENV)-loaders var connector/help/site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-loaders var dist connector/help/site .mypy_cache .ruff_cache .pytest_cache .hypothesis

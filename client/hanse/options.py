@@ -3,8 +3,10 @@ extras."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import requires
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -99,10 +101,16 @@ def require_extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == __package__:
             raise
-        # By its folder, as client/README.md does: Hanse is not on a package index yet.
         raise ModuleNotFoundError(
-            f"expected {error.name}, which is not installed; install it with: pip install './client[{name}]' in a "
-            "checkout of Hanse",
+            f"expected {error.name}, which is not installed; install it with: {_install_line(name)}",
             name=error.name,
             path=error.path,
         ) from error
+
+
+def _install_line(extra: str) -> str:
+    """Return the command that installs the libraries of an extra, wherever the client itself came from."""
+    named = f'extra == "{extra}"'
+    asked = (line.partition(";") for line in requires("hanse") or ())
+    needed = [need.strip() for need, _, marker in asked if marker.strip().replace("'", '"') == named]
+    return f"pip install {' '.join(map(shlex.quote, needed))}"

@@ -1,4 +1,7 @@
-"""Login, logout, language and static files: the only routes without a session. `management.sign_on` does sign-on."""
+"""Login, logout, language, static files and the client's wheel: the only routes without a session.
+
+`management.sign_on` does sign-on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from connector.console.page import PageRenderer, read_form
 from connector.errors import Absent, Unproven
 from connector.identity.openid.login import ATTEMPT_SECONDS
-from connector.infra import html
+from connector.infra import client_wheel, html
 from connector.infra.html.page_language import local_path, switch_language
 from connector.management.sign_on.auth import COOKIE
 from connector.management.sign_on.people import ATTEMPT_COOKIE, Login, SignOn
@@ -35,6 +38,13 @@ def router(pages: PageRenderer, sign_on: SignOn, *, secure: bool) -> APIRouter:
         headers = {"cache-control": "public, max-age=300"}
         file, media = _FILES[name]
         return FileResponse(file, media_type=media, headers=headers)
+
+    @routes.get(client_wheel.PATH + "/{name}")
+    def client(name: str) -> Response:
+        """Return the client's wheel, which `pip install` requests without a session."""
+        if not (known := client_wheel.wheel_name()) or name != known:
+            raise Absent(f"no file {name[:60]!r}; this connector has {known or 'no client installed'}")
+        return Response(client_wheel.pack_wheel(), media_type="application/octet-stream")
 
     @routes.post("/language")
     async def language(request: Request) -> Response:

@@ -20,6 +20,16 @@ def shown(port: int, token: str, transfer: str) -> dict[str, str]:
     return {unescape(title): unescape(code) for title, code in sections}
 
 
+def install_line(port: int, token: str, transfer: str) -> str:
+    """The command on the same page that installs the client."""
+    console = Client(port, token=token)
+    page = console.call("GET", f"/transfers/{transfer}/connect").decode()
+    console.close()
+    found = re.search(r"<pre tabindex=\"0\" data-install>(.*?)</pre>", page)
+    assert found is not None
+    return unescape(found[1])
+
+
 def printed(code: str) -> str:
     """What a program prints."""
     out = io.StringIO()

@@ -19,6 +19,7 @@ from connector.dsp.messages import address_of
 from connector.dsp.states import CONSUMER, STARTED
 from connector.errors import Absent, ConnectorError
 from connector.federation.tables import Holdings
+from connector.infra.client_wheel import install_line
 from connector.management.sign_on.auth import Caller
 from connector.store import Store
 from connector.store.tables import Transfer
@@ -56,11 +57,11 @@ class ReadTarget:
 
 @dataclass(frozen=True, slots=True)
 class ReadProgram:
-    """An example program: its title, when to use it, the packages it needs, and its code."""
+    """An example program: its title, when to use it, the command that installs what it needs, and its code."""
 
     title: str
     about: str
-    needs: str
+    install: str
     code: str
 
 
@@ -70,13 +71,15 @@ def list_programs(target: ReadTarget) -> list[ReadProgram]:
         ReadProgram(
             "Hanse's client",
             "Reconnects, renews tickets, checks that the answer is complete.",
-            "hanse",
+            install_line(target.connector),
             _client(target),
         ),
-        ReadProgram("Arrow over HTTP", "Works through any proxy, with any Arrow library.", "pyarrow", _http(target)),
+        ReadProgram(
+            "Arrow over HTTP", "Works through any proxy, with any Arrow library.", "pip install pyarrow", _http(target)
+        ),
     ]
     if target.flight:
-        needs, sql = "pyarrow", "adbc-driver-flightsql pyarrow"
+        needs, sql = "pip install pyarrow", "pip install adbc-driver-flightsql pyarrow"
         if target.streams:
             found.append(
                 ReadProgram("Arrow Flight", "All rows, in parts that can be read in parallel.", needs, _flight(target))

@@ -502,7 +502,7 @@ async def test_a_file_is_chosen_by_browsing(full: Console, tmp_path: Path) -> No
     folder = Path(unquote(root[1]))
     (folder / "Visits 2024.csv").write_text("a\n1\n")
     listed = unescape((await full.get(f"/datasets/browse?path={root[1]}", "owner")).text)
-    link = re.search(r'href="(/datasets/new\?path=[^"]+Visits[^"]+)"', listed)
+    link = re.search(r'href="(/datasets/new/preview\?path=[^"]+Visits[^"]+)"', listed)
     assert link is not None
     form = (await full.get(link[1], "owner")).text
     assert 'name="name" value="visits_2024"' in form

@@ -12,7 +12,7 @@ from tests.connector.console.support import Console
 
 # Health for a supervisor; what every connector of this version can do, and holds no data; how to come in.
 OPEN = {
-    "/health/live", "/health/ready", "/openapi.json", "/docs", "/login", "/static/x", "/help", "/help/x",
+    "/health/live", "/health/ready", "/openapi.json", "/docs", "/login", "/static/x", "/help", "/help/x", "/client/x",
     "/api/v1/oauth/token", "/api/v1/oauth/providers", "/api/v1/oauth/revoke",
     "/login/with/x", "/login/with/x/callback", "/login/with/x/back-channel-logout",
 }  # fmt: skip

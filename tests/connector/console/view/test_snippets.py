@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from connector.console.view.snippets import ReadTarget, list_programs
+from connector.infra.client_wheel import wheel_name
 
 NAMES = ["plain", "two words", "it's", 'say "hi"', "a\nb", "\\", "{braces}", "%s", "größe"]
 
@@ -45,3 +46,4 @@ def _shape(code: str) -> str:
 def test_an_owner_without_flight_is_read_without_it() -> None:
     found = list_programs(ReadTarget(connector="http://c", transfer="t", owner="o", dataset="d"))
     assert [way.title for way in found] == ["Hanse's client", "Arrow over HTTP"]
+    assert found[0].install == f"pip install http://c/client/{wheel_name()}"
