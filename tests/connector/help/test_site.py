@@ -124,15 +124,24 @@ def test_each_setting_and_operation_has_an_entry(built: Path) -> None:
 
 
 def _outline(page: Path) -> list[str]:
-    """The levels of headings, the blocks and the targets of pictures and links of a page, in order."""
+    """The levels of headings, the blocks and the targets of pictures and links of a page, in order.
+
+    The title of a block differs where it is a sentence.
+    """
     found = re.findall(r"^#+(?= )|^```.*?^```|\]\([^)]*\)", page.read_text("utf-8"), re.M | re.S)
-    return [one.replace("../", "").replace("](index", "](") for one in found]
+    return [re.sub(' title="[^"]* [^"]*"', " title", one.replace("../", "")) for one in found]
 
 
 @pytest.mark.parametrize("name", ["index", *(f"paths/{name}" for name in PATHS)])
 def test_a_german_page_has_the_headings_blocks_and_links_of_the_english_one(name: str) -> None:
     english, german = (help_site.ROOT / "docs" / folder / f"{name}.md" for folder in ("", "de"))
     assert _outline(german) == _outline(english)
+
+
+def test_what_a_block_prints_is_marked(built: Path) -> None:
+    for page, mark in (("paths/owner", "prints"), ("de/paths/owner", "gibt aus")):
+        text = (built / page / "index.html").read_text("utf-8")
+        assert text.count(f'<span class="filename">{mark}</span>') >= 6
 
 
 def test_each_page_leads_to_the_other_language(built: Path) -> None:
