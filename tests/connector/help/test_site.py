@@ -95,6 +95,14 @@ def test_the_help_links_of_the_console_lead_to_pages(built: Path) -> None:
     assert [page for page in pages if not (built / page / "index.html").is_file()] == []
 
 
+def test_each_tab_of_the_console_has_a_page_of_the_help() -> None:
+    template = (help_site.ROOT / "connector/console/templates/base.html").read_text("utf-8")
+    tabs = set(re.findall(r'\("([a-z-]+)", _\("', template))
+    assert len(tabs) >= 10
+    assert tabs - HELP.keys() <= {"overview", "personal-tokens"}, "without a page of their own: the start page"
+    assert HELP.keys() <= tabs
+
+
 def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> None:
     from hanse.cli import app
 
