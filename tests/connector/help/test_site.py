@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -63,6 +64,18 @@ def pages(built: Path) -> Iterator[tuple[str, _Loaded]]:
         yield address, _Loaded(path.read_text("utf-8"))
 
 
+@pytest.mark.parametrize("link", ["paths/owner.md#nothing", "nothing.md"])
+def test_a_broken_link_or_anchor_fails_the_build(tmp_path: Path, link: str) -> None:
+    for name in ("connector", "catalogue", "client", "policies", "openapi.yaml"):
+        (tmp_path / name).symlink_to(help_site.ROOT / name)
+    shutil.copytree(help_site.ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("decisions"))
+    shutil.copy(help_site.ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "index.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n[broken]({link})\n")
+    with pytest.raises(AssertionError, match="nothing"):
+        help_site.build(tmp_path / "site", tmp_path)
+
+
 def test_each_page_is_two_clicks_from_the_start_page(built: Path) -> None:
     links = {
         address: {urljoin(address, link).partition("#")[0] for link in page.links} for address, page in pages(built)
@@ -119,6 +132,13 @@ def test_the_page_of_error_codes_has_the_sentences_of_the_program(built: Path) -
     assert len(codes) >= 150
     assert {"purpose_not_agreed", "rows_not_given", "min_group_size", "evidence_invalid"} <= codes
     assert "negotiate another agreement" in page
+
+
+def test_the_examples_of_the_sdk_are_code(built: Path) -> None:
+    page = (built / "reference" / "sdk" / "index.html").read_text("utf-8")
+    examples = re.findall(r"<summary>Example</summary>(.*?)</details>", page, re.S)
+    assert len(examples) >= 10
+    assert [one for one in examples if "<code>" not in one] == []
 
 
 def test_each_setting_and_operation_has_an_entry(built: Path) -> None:
