@@ -41,7 +41,8 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(SYNC) --group bench
 	@touch $@
 
-BUILD_SITE = PYTHONPATH=docs/site:. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# Not `--quiet`: MkDocs would not count warnings then, and a broken link is one.
+BUILD_SITE = said=$$(PYTHONPATH=docs/site:. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1) || { echo "$$said"; exit 1; }
 $(SITE): $(VENV)/.run $(SITE_SOURCES)
 	@$(SYNC) --group docs
 	@$(BUILD_SITE)

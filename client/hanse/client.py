@@ -269,8 +269,8 @@ class Space:
         Under a push transfer, yield what was pushed to the reader's own connector.
 
         Raises:
-            HanseError: BadInput for a Hanse owner (`use_stream`) and beyond the connector's limit; Unreachable
-            where the data ends early.
+            BadInput: for a Hanse owner (`use_stream`), and beyond the connector's limit.
+            Unreachable: the data ends early.
 
         Example:
             with open("rows.csv", "wb") as file:

@@ -84,6 +84,7 @@ def keep_running(space: DemoSpace, show: Show) -> None:
             ("catalogue", space.catalogue.url, space.catalogue.token),
             *((f"console of {m.name}", m.management, m.token) for m in space.connectors),
             ("API of north", f"{space.members['north'].management}/docs", "the same"),
+            ("help", f"{space.members['north'].management}/help/", "none is needed"),
         ],
     )
     forge = space.members["forge"]

@@ -58,7 +58,10 @@ def _navigation(pages: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turn links to files of the repository that are not in the site into their path."""
+    """Turn links to files of the repository that are not in the site into their path, and mark what a block prints."""
+    if "paths/" in page.file.src_uri:
+        word = "gibt aus" if page.file.src_uri.startswith(_GERMAN) else "prints"
+        markdown = markdown.replace("```text\n", f'```text title="{word}"\n')
     return _LINK.sub(lambda found: f"{found[1]} (`{_in_repository(found[2])}`)", markdown)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -194,16 +197,50 @@ def sdk() -> str:
 
 
 def error_codes() -> Iterator[str]:
-    """The classes of errors with their HTTP status, and the codes that name the reason."""
-    yield "# Error codes\n\nEach refusal carries a code, and a sentence that says what was expected, what came and what to do.\n\n"
-    yield "## By kind\n\n| code | HTTP status | meaning |\n|---|---|---|\n"
-    for kind in sorted(_kinds(errors.ConnectorError), key=lambda one: (one.status, one.code)):
-        first = (kind.__doc__ or "").strip().split("\n")[0]
-        if len(first.split()) < 26:
-            yield f"| `{kind.code}` | {kind.status} | {_plain(first)} |\n"
-    yield "\n## Codes of other participants\n\nA connector passes these on from another one. Any other code becomes `peer_nonsense`.\n\n"
-    yield ", ".join(f"`{code}`" for code in sorted(peer_codes.KNOWN)) + "\n"
-    yield f"\nHanse {importlib.metadata.version('hanse')}.\n"
+    """The kinds of errors with their HTTP status, and each code with the sentences that the program says with it."""
+    yield "# Error codes\n\nEach refusal carries a code, and a sentence that says what was expected, what came and what to do. "
+    yield "The sentences below are those of the program; `...` stands for a value.\n\n"
+    yield "## HTTP status\n\n| status | kinds |\n|---|---|\n"
+    kinds = sorted({(kind.status, kind.code) for kind in _kinds(errors.ConnectorError)})
+    for status, group in groupby(kinds, key=itemgetter(0)):
+        yield f"| {status} {HTTPStatus(status).phrase} | {', '.join(f'`{code}`' for _, code in group)} |\n"
+    yield "\n## Codes\n\nA code marked with * may come from another participant. "
+    yield "A connector passes only those on; any other becomes `peer_nonsense`.\n\n"
+    for code, sentences in sorted(_sentences().items()):
+        yield f"### `{code}`{' *' if code in peer_codes.KNOWN else ''} {{: #{code} }}\n\n"
+        yield "".join(f"- {_plain(one)}\n" for one in sorted(sentences)) + "\n"
+
+
+def _sentences() -> dict[str, set[str]]:
+    """The texts of each error code, read from the calls that name the code: `Refused("...", code="...")`."""
+    found: dict[str, set[str]] = {}
+    for package in ("connector", "catalogue", "policies", "client/hanse"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Call) and (code := _code(node)) and (said := _said(node)):
+                    found.setdefault(code, set()).add(said)
+    return found
+
+
+def _code(call: ast.Call) -> str:
+    """The code that a call names: its keyword `code`, or a positional argument that is a known code."""
+    named = [word.value for word in call.keywords if word.arg == "code"]
+    texts = [one.value for one in (*named, *call.args) if isinstance(one, ast.Constant)]
+    words = [one for one in texts if isinstance(one, str) and one.isidentifier()]
+    return next((one for one in words if named or one in peer_codes.KNOWN), "")
+
+
+def _said(call: ast.Call) -> str:
+    """The first sentence among the arguments, with `...` for its values; empty without one."""
+    return next((text for one in call.args if " " in (text := _text(one))), "")
+
+
+def _text(argument: ast.expr) -> str:
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return argument.value
+    if isinstance(argument, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in argument.values)
+    return ""
 
 
 def _kinds(kind: type[errors.ConnectorError]) -> Iterator[type[errors.ConnectorError]]:

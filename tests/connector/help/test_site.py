@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -11,12 +12,15 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import pytest
+import yaml
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
+from catalogue.settings import CatalogueSettings
 from connector.console.page import HELP
 from connector.help import site
 from connector.help.__main__ import commands
+from connector.settings import Settings
 from tests.support import chromium, help_site
 from tests.support.openid_console import served
 from tests.support.ports import free_range
@@ -60,6 +64,18 @@ def pages(built: Path) -> Iterator[tuple[str, _Loaded]]:
         yield address, _Loaded(path.read_text("utf-8"))
 
 
+@pytest.mark.parametrize("link", ["paths/owner.md#nothing", "nothing.md"])
+def test_a_broken_link_or_anchor_fails_the_build(tmp_path: Path, link: str) -> None:
+    for name in ("connector", "catalogue", "client", "policies", "openapi.yaml"):
+        (tmp_path / name).symlink_to(help_site.ROOT / name)
+    shutil.copytree(help_site.ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("decisions"))
+    shutil.copy(help_site.ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "index.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n[broken]({link})\n")
+    with pytest.raises(AssertionError, match="nothing"):
+        help_site.build(tmp_path / "site", tmp_path)
+
+
 def test_each_page_is_two_clicks_from_the_start_page(built: Path) -> None:
     links = {
         address: {urljoin(address, link).partition("#")[0] for link in page.links} for address, page in pages(built)
@@ -92,6 +108,14 @@ def test_the_help_links_of_the_console_lead_to_pages(built: Path) -> None:
     assert [page for page in pages if not (built / page / "index.html").is_file()] == []
 
 
+def test_each_tab_of_the_console_has_a_page_of_the_help() -> None:
+    template = (help_site.ROOT / "connector/console/templates/base.html").read_text("utf-8")
+    tabs = set(re.findall(r'\("([a-z-]+)", _\("', template))
+    assert len(tabs) >= 10
+    assert tabs - HELP.keys() <= {"overview", "personal-tokens"}, "without a page of their own: the start page"
+    assert HELP.keys() <= tabs
+
+
 def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> None:
     from hanse.cli import app
 
@@ -102,16 +126,50 @@ def test_the_page_of_commands_names_the_commands_of_the_help(built: Path) -> Non
     assert set(listed) == on_page
 
 
+def test_the_page_of_error_codes_has_the_sentences_of_the_program(built: Path) -> None:
+    page = (built / "reference" / "error-codes" / "index.html").read_text("utf-8")
+    codes = set(re.findall(r'<h3 id="(\w+)">', page))
+    assert len(codes) >= 150
+    assert {"purpose_not_agreed", "rows_not_given", "min_group_size", "evidence_invalid"} <= codes
+    assert "negotiate another agreement" in page
+
+
+def test_the_examples_of_the_sdk_are_code(built: Path) -> None:
+    page = (built / "reference" / "sdk" / "index.html").read_text("utf-8")
+    examples = re.findall(r"<summary>Example</summary>(.*?)</details>", page, re.S)
+    assert len(examples) >= 10
+    assert [one for one in examples if "<code>" not in one] == []
+
+
+def test_each_setting_and_operation_has_an_entry(built: Path) -> None:
+    settings = (built / "reference" / "settings" / "index.html").read_text("utf-8")
+    assert [name for name in Settings.model_fields if f'id="settings-{name}"' not in settings] == []
+    assert [name for name in CatalogueSettings.model_fields if f'id="cataloguesettings-{name}"' not in settings] == []
+    rest = (built / "reference" / "rest" / "index.html").read_text("utf-8")
+    document = yaml.safe_load((help_site.ROOT / "openapi.yaml").read_text("utf-8"))
+    paths = [path for path in document["paths"] if f" {path}</code><" not in rest]
+    assert paths == []
+
+
 def _outline(page: Path) -> list[str]:
-    """The levels of headings, the blocks and the targets of pictures and links of a page, in order."""
+    """The levels of headings, the blocks and the targets of pictures and links of a page, in order.
+
+    The title of a block differs where it is a sentence.
+    """
     found = re.findall(r"^#+(?= )|^```.*?^```|\]\([^)]*\)", page.read_text("utf-8"), re.M | re.S)
-    return [one.replace("../", "").replace("](index", "](") for one in found]
+    return [re.sub(' title="[^"]* [^"]*"', " title", one.replace("../", "")) for one in found]
 
 
 @pytest.mark.parametrize("name", ["index", *(f"paths/{name}" for name in PATHS)])
 def test_a_german_page_has_the_headings_blocks_and_links_of_the_english_one(name: str) -> None:
     english, german = (help_site.ROOT / "docs" / folder / f"{name}.md" for folder in ("", "de"))
     assert _outline(german) == _outline(english)
+
+
+def test_what_a_block_prints_is_marked(built: Path) -> None:
+    for page, mark in (("paths/owner", "prints"), ("de/paths/owner", "gibt aus")):
+        text = (built / page / "index.html").read_text("utf-8")
+        assert text.count(f'<span class="filename">{mark}</span>') >= 6
 
 
 def test_each_page_leads_to_the_other_language(built: Path) -> None:
