@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 from catalogue.store.entries import EntryQueries
 from catalogue.store.issuances import IssuanceQueries
 from catalogue.store.members import MemberQueries
+from catalogue.store.tables import WitnessedLog
 from catalogue.store.tokens import CatalogueTokenQueries
+from connector.infra.database.witnessed_logs import WitnessedLogQueries
 
 
 class CatalogueTransaction:
@@ -35,6 +37,10 @@ class CatalogueTransaction:
     @cached_property
     def entries(self) -> EntryQueries:
         return EntryQueries(self.session)
+
+    @cached_property
+    def witnessed(self) -> WitnessedLogQueries:
+        return WitnessedLogQueries(self.session, WitnessedLog)
 
     @cached_property
     def issuances(self) -> IssuanceQueries:

@@ -425,8 +425,8 @@ async def test_who_holds_a_dataset_goes_alone(store: Store, migrated_url: str) -
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0020")
-    assert upgrade(database_url) == ("0020", "0020")
+    assert upgrade(database_url) == ("", "0023")
+    assert upgrade(database_url) == ("0023", "0023")
 
 
 def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
