@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
@@ -47,13 +48,17 @@ from connector.errors import Invalid
 from connector.identity.credentials.presentation_query import PresentationService
 from connector.identity.did import DidResolver
 from connector.identity.identity_service import Identity, OwnWallet
-from connector.identity.keys import load_participant_key
+from connector.identity.keys import load_participant_key, load_witness_keys
 from connector.identity.openid.login import LoginClient
 from connector.infra import html
 from connector.infra.html import api_reference
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.setting_types import make_folder
 from connector.telemetry import logger
+from connector.witness import routes as witness_routes
+from connector.witness.known_logs import PREFIX, KnownLogs, PolicyLines, SpaceMember, publish_keys
+from connector.witness.notes import Cosigner
+from connector.witness.witness import Witness
 
 _FOLLOW_SECONDS, _FOLLOW_SECONDS_MAX = 2.0, 60.0
 _HEADERS = {
@@ -90,6 +95,8 @@ class CatalogueServices:
     members: Members
     metrics: health.CatalogueMetrics
     issuer: IssuerServices | None
+    known_logs: KnownLogs
+    witness: Witness
 
 
 def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time) -> CatalogueServices:
@@ -128,9 +135,40 @@ def build(settings: CatalogueSettings, *, clock: Callable[[], float] = time.time
     members = Members(store, net, settings, on_change=follow, wake=wake, stop=crawler.stop)
     register = RegisterSigner(store, key, settings)
     search = Search(store, index)
-    return CatalogueServices(
-        settings, store, net, identity, access, sign_on, register, index, search, crawler, members, metrics, issuer
+    known_logs = KnownLogs(net, _active_members(store), own=settings.did, more=PolicyLines())
+    witness = Witness(
+        store,
+        Cosigner(f"{urlsplit(settings.root_url).netloc}/witness", *load_witness_keys(settings.data_dir)),
+        known_logs,
+        count=lambda outcome: metrics.witnessed.labels(outcome).inc(),
     )
+    return CatalogueServices(
+        settings,
+        store,
+        net,
+        identity,
+        access,
+        sign_on,
+        register,
+        index,
+        search,
+        crawler,
+        members,
+        metrics,
+        issuer,
+        known_logs,
+        witness,
+    )
+
+
+def _active_members(store: CatalogueStore) -> Callable[[bool], Awaitable[Sequence[SpaceMember]]]:
+    """The active members, for witnesses."""
+
+    async def members(newest: bool) -> Sequence[SpaceMember]:
+        found = await store.read(lambda tx: tx.members.list_all())
+        return [SpaceMember(one.id, one.url.rstrip("/")) for one in found if one.status == "active" and one.url]
+
+    return members
 
 
 def _build_issuer(
@@ -188,6 +226,15 @@ def create_app(
         own = OwnCredentials(settings.credential_folder, did=settings.did)
         service = PresentationService(built.identity, own.find)
         app.include_router(presentation_routes.router(service, prefix=CREDENTIALS_PATH))
+
+    async def published_keys() -> str:
+        return publish_keys(
+            settings.name, log=None, witness=built.witness.cosigner.keys, url=settings.root_url + PREFIX
+        )
+
+    app.include_router(
+        witness_routes.router(built.witness, published=published_keys, admit=built.identity.authenticate)
+    )
     app.include_router(health.router(built.store, built.index, built.access, built.metrics))
     app.include_router(export_routes.router(built.search, built.access, settings, page=site.dataset))
     app.include_router(site.router())
@@ -228,6 +275,7 @@ async def _lifespan(parts: CatalogueServices) -> AsyncIterator[None]:
     indexed = await _catch_up(parts.index)  # else it is not ready, and `_follow` tries again
     log.info("started", did=settings.did, url=settings.root_url, indexed=indexed)
     working = [asyncio.create_task(parts.crawler.run()), asyncio.create_task(_follow(parts.index))]
+    working.append(asyncio.create_task(parts.known_logs.run()))
     if parts.issuer is not None:
         working.append(asyncio.create_task(parts.issuer.delivery.run()))
     try:

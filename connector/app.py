@@ -55,6 +55,7 @@ from connector.usage.receipt_log import ReceiptLog
 from connector.wallet import routes as wallet_routes
 from connector.wallet import token_service
 from connector.wallet.credential_requests import CredentialRequests
+from connector.witness import routes as witness_routes
 
 
 class _Public(FastAPI):
@@ -110,6 +111,9 @@ def public_app(parts: Services) -> FastAPI:
                 refuse_ungranted=settings.credential_refuse_ungranted,
             )
         )
+    app.include_router(
+        witness_routes.router(parts.witness, published=parts.published_keys, admit=parts.identity.authenticate)
+    )
     app.include_router(_well_known(parts, former))
     app.include_router(_health(parts))
     return app
@@ -145,7 +149,9 @@ def management_app(parts: Services) -> FastAPI:
             catalogue_url=settings.catalogue_url,
             operator=settings.trust_anchor,
         ),
-        audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens),
+        audit.router(
+            parts.log, signer=parts.signer, cosigning=parts.cosigning, data_dir=settings.data_dir, tokens=tokens
+        ),
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(
             transfers=parts.transfers,
@@ -225,6 +231,7 @@ def _console(parts: Services, credential_requests: CredentialRequests) -> APIRou
         credential_requests=credential_requests,
         log=parts.log,
         signer=parts.signer,
+        cosigning=parts.cosigning,
     )
 
 

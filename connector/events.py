@@ -216,6 +216,14 @@ class LogRead(Event):
     """The log was listed, exported or verified, or the event stream was opened. `detail`: what, terms."""
 
 
+class CheckpointRefused(Event):
+    """We, as a witness, refused a signed head of another log. `detail`: origin, size, root, known_size, why."""
+
+
+class CosignatureRefused(Event):
+    """A witness refused a head of our log. `detail`: witness, size, known_size, state (behind, fork, refused)."""
+
+
 class TokenIssued(Event): ...
 
 

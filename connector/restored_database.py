@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from connector.audit.log import Sequencer, check_key
-from connector.audit.signed_note import Signer
+from connector.audit.signed_note import Signer, next_origin
 from connector.dsp.states import PROVIDER
 from connector.errors import WrongState
 from connector.events import DatabaseRestored, TokenRevoked
@@ -101,6 +101,7 @@ async def _go_on(parts: Services, *, lost_log_key: bool) -> RecoveryResult:
     after = Signer(name, keys.load_next_log_key(folder))
     before = "" if lost_log_key else parts.signer.vkey
     if not await parts.store.read(partial(_is_signed_by, signer=after)):  # otherwise only step 4 is missing
+        after = Signer(next_origin(name), after.key)  # witnesses know the former log by its name
         await parts.store.read(_check_not_served)  # 1
         if not lost_log_key:
             before = await parts.store.read(partial(_signer_of, parts=parts))

@@ -62,6 +62,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
     upkeep = asyncio.create_task(parts.upkeep.run())
     counting = asyncio.create_task(parts.store.run_refusal_counter())
     announcing = asyncio.create_task(parts.announcer.run())
+    witnessing = [asyncio.create_task(parts.known_logs.run()), asyncio.create_task(parts.cosigning.run())]
     await parts.outside.start()
     await parts.pool.start()
     await parts.sender.start()
@@ -83,6 +84,8 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         await parts.reads.drain(_STOPPING)
         upkeep.cancel()
         announcing.cancel()
+        for task in witnessing:
+            task.cancel()
         if parts.flight is not None:
             await parts.flight.stop()
         await leases.stop()
@@ -98,7 +101,7 @@ async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
         with contextlib.suppress(ConnectorError):
             await parts.sequencer.settle()
         sequencing.cancel()
-        await asyncio.gather(sequencing, upkeep, counting, announcing, return_exceptions=True)
+        await asyncio.gather(sequencing, upkeep, counting, announcing, *witnessing, return_exceptions=True)
         await parts.net.close()
         parts.store.close()
 

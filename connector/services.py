@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from joserfc.jwk import ECKey
 
+from connector.audit.cosigning import Cosigning
 from connector.audit.head_file import HeadFile
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.signed_note import Signer, origin_of, read_name
@@ -36,7 +38,7 @@ from connector.dsp.protocol_client import ProtocolClient
 from connector.dsp.transfer import FORMATS, PULL, TransferService
 from connector.engine.pool.pool import Pool
 from connector.engine.pool.protocol import Job, Limits, Relation
-from connector.events import Bus
+from connector.events import Bus, CheckpointRefused
 from connector.federation.coordinator import Coordinator
 from connector.federation.tables import Holdings
 from connector.identity import did, keys
@@ -73,6 +75,9 @@ from connector.usage.fact_collector import FactCollector
 from connector.usage.grants import Grants
 from connector.usage.held_agreement import EndReason
 from connector.usage.shared_callers import SharedCallers
+from connector.witness.known_logs import PREFIX, KnownLog, KnownLogs, SpaceMember, load_policy, publish_keys
+from connector.witness.notes import ED25519, Checkpoint, Cosigner, read_key
+from connector.witness.witness import Answer, Witness
 from policies import plugins
 from policies.contracts.columns import quote_identifier
 
@@ -128,6 +133,10 @@ class Services:
     log_mark: HeadFile
     sequencer: Sequencer
     log: AuditLog
+    known_logs: KnownLogs
+    witness: Witness | None
+    cosigning: Cosigning
+    published_keys: Callable[[], Awaitable[str]]
     holdings: Holdings
     coordinator: Coordinator
 
@@ -402,6 +411,34 @@ def build(settings: Settings) -> Services:
     sequencer = Sequencer(
         store, signer=signer, former=former, head_file=log_mark, round_seconds=_round_seconds(settings, store)
     )
+    log = AuditLog(store, sequencer, vkey=signer.vkey)
+    known_logs = KnownLogs(net, _active_members(trust), own=participant, more=load_policy(settings.witness_policy))
+    witness = Witness(
+        store,
+        Cosigner(_witness_name(participant), *keys.load_witness_keys(key_dir)),
+        known_logs,
+        count=lambda outcome: metrics.witnessed.labels(outcome).inc(),
+        record=_record_refusal(participant),
+    )
+    cosigning = Cosigning(
+        store,
+        sequencer,
+        known_logs,
+        net,
+        key=read_key(signer.vkey, ED25519),
+        mint=identity.mint,
+        participant=participant,
+        most=settings.witnesses,
+        count=lambda outcome: metrics.cosigned.labels(outcome).inc(),
+    )
+    log.settle_cosignatures = cosigning.settle
+
+    async def published_keys() -> str:
+        own = witness.cosigner.keys if settings.witness else ()
+        return publish_keys(
+            settings.name, log=read_key(signer.vkey, ED25519), witness=own, url=settings.root_url + PREFIX
+        )
+
     sign_on_file = read_sign_on_file(settings.sign_on)
     pages_url = (settings.management_url or settings.console_url).rstrip("/")
     workloads = WorkloadTokens(
@@ -473,7 +510,11 @@ def build(settings: Settings) -> Services:
         former=former,
         log_mark=log_mark,
         sequencer=sequencer,
-        log=AuditLog(store, sequencer, vkey=signer.vkey),
+        log=log,
+        known_logs=known_logs,
+        witness=witness if settings.witness else None,
+        cosigning=cosigning,
+        published_keys=published_keys,
         holdings=holdings,
         coordinator=Coordinator(
             store,
@@ -489,6 +530,40 @@ def build(settings: Settings) -> Services:
             metrics=metrics,
         ),
     )
+
+
+def _active_members(trust: MemberRegister) -> Callable[[bool], Awaitable[Sequence[SpaceMember]]]:
+    """The register's active members, for witnesses."""
+
+    async def members(newest: bool) -> Sequence[SpaceMember]:
+        found = await trust.members(newest=newest)
+        return [
+            SpaceMember(id_, str(entry["url"]).rstrip("/"), entry.get("role") == "operator")
+            for id_, entry in found.items()
+            if entry.get("status") == "active" and entry.get("url")
+        ]
+
+    return members
+
+
+def _witness_name(participant: str) -> str:
+    """The name in our cosignatures: a URL without its scheme, from our DID."""
+    return f"{unquote(participant.removeprefix('did:web:').replace(':', '/'))}/witness"
+
+
+def _record_refusal(participant: str) -> Callable[[Transaction, KnownLog, Checkpoint, Answer], None]:
+    """Publishes that we refused another log's head."""
+
+    def record(tx: Transaction, log: KnownLog, head: Checkpoint, answer: Answer) -> None:
+        about = {"origin": head.origin, "member": log.member, "size": head.size, "root": head.root.hex()}
+        detail = {**about, "known_size": answer.size_known}
+        tx.publish(
+            CheckpointRefused(
+                actor=participant, outcome="refused", code=answer.outcome, reason=answer.why, detail=detail
+            )
+        )
+
+    return record
 
 
 def _wallet(settings: Settings, net: HttpClient, *, did: str, key: ECKey) -> Wallet:

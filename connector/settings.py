@@ -128,6 +128,21 @@ class Settings(BaseSettings):
     trust_register: Address = Field(
         "", description="URL of the signed member register; empty is <trust anchor's address>/members.jws."
     )
+    witness: bool = Field(
+        True, description="Be a witness of other members' audit logs (C2SP tlog-witness at /witness/v1)."
+    )
+    witnesses: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Members that our audit log's heads are sent to, besides the catalogue; 0: nothing is sent to any "
+        "witness.",
+    )
+    witness_policy: Place = Field(
+        None,
+        description="File (C2SP tlog-policy) with further logs to be a witness for, and further witnesses, each with "
+        "its address, of our log.",
+    )
     register_max_age: int = Field(
         300, ge=1, description="Seconds that a member register may be old before membership is unknown."
     )

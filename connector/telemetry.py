@@ -108,6 +108,15 @@ class Metrics:
             "hanse_queries_waiting", "Questions over several owners that wait for their turn", registry=self.registry
         )
         self.outbox = Gauge("hanse_outbox_waiting", "Protocol messages not delivered yet", registry=self.registry)
+        self.witnessed = Counter(
+            "hanse_witness_answers_total",
+            "Checkpoints of other logs by our answer",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.cosigned = Counter(
+            "hanse_cosignatures_total", "Heads of our log by the witness's answer", ["outcome"], registry=self.registry
+        )
         self.query_seconds = Histogram("hanse_query_seconds", "Time of one read, to its end", registry=self.registry)
 
 

@@ -26,6 +26,9 @@ class CatalogueMetrics:
         self.seconds = Histogram("hanse_request_seconds", "Time to the head of an answer", registry=self.registry)
         self.visits = Counter("hanse_visits_total", "Visits of connectors", ["outcome"], registry=self.registry)
         self.members = Gauge("hanse_members", "Members by their connector's state", ["state"], registry=self.registry)
+        self.witnessed = Counter(
+            "hanse_witness_answers_total", "Members' heads by our answer", ["outcome"], registry=self.registry
+        )
         self.entries = Gauge("hanse_entries", "Datasets listed", registry=self.registry)
 
     async def observe(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

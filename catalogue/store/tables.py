@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from connector.infra.database.witnessed_logs import WitnessedLogColumns
+
 Json = dict[str, Any]
 
 
@@ -117,6 +119,10 @@ class EntryRow(CatalogueTable):
     selective: Mapped[bool] = mapped_column(server_default=false())  # has an offer for some members, by what they are
 
     __table_args__ = (Index("ix_entry_seq", "seq"),)
+
+
+class WitnessedLog(WitnessedLogColumns, CatalogueTable):
+    """A member's audit log that the catalogue is a witness for."""
 
 
 class Counter(CatalogueTable):

@@ -10,7 +10,9 @@ from catalogue.store.applications import ApplicationQueries
 from catalogue.store.entries import EntryQueries
 from catalogue.store.issuances import IssuanceQueries
 from catalogue.store.members import MemberQueries
+from catalogue.store.tables import WitnessedLog
 from catalogue.store.tokens import CatalogueTokenQueries
+from connector.infra.database.witnessed_logs import WitnessedLogQueries
 
 
 class CatalogueTransaction:
@@ -36,6 +38,10 @@ class CatalogueTransaction:
     @cached_property
     def entries(self) -> EntryQueries:
         return EntryQueries(self.session)
+
+    @cached_property
+    def witnessed(self) -> WitnessedLogQueries:
+        return WitnessedLogQueries(self.session, WitnessedLog)
 
     @cached_property
     def issuances(self) -> IssuanceQueries:

@@ -3,7 +3,7 @@
     manifest.json    format, kind (whole | extract), filter, counts, the signed head; canonical JSON
     manifest.sig     the log key's signature over manifest.json, as a signed note's signature line
     log.vkey         the log's verifier key; trust it only if it equals a key that you already have
-    checkpoint       the signed head (C2SP tlog-checkpoint)
+    checkpoint       the signed head (C2SP tlog-checkpoint) with the cosignatures of its witnesses
     leaves           whole: the leaf hash of each record, 32 bytes each; extract: empty
     events.jsonl     a line per record, canonical: body, idx, salt, ts; in an extract also the inclusion proof
 
@@ -41,12 +41,14 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
     too many exports run.
     """
     await log.sequencer.settle()
+    least = await log.database.read(lambda tx: tx.audit.read_size())
+    await log.settle_cosignatures(least)
 
     def work(tx: AuditTransaction) -> IO[bytes]:
         directory.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed by `blocks`
         try:
-            write(file, tx, signer=signer, which=which)
+            write(file, tx, signer=signer, which=which, least=least)
         except BaseException:
             file.close()
             raise
@@ -61,17 +63,18 @@ async def export(log: AuditLog, *, signer: signed_note.Signer, which: Filter, di
         ) from error
 
 
-def write(file: IO[bytes], tx: AuditTransaction, *, signer: signed_note.Signer, which: Filter) -> None:
-    """Write the records that match `which` from a single snapshot. Raises: Absent for a log without records."""
-    newest = tx.audit.read_checkpoint()
-    if newest is None:
-        raise Absent("the log has no record yet, so there is nothing to export")
-    origin, size, root = signed_note.read_head(newest.note)
+def write(file: IO[bytes], tx: AuditTransaction, *, signer: signed_note.Signer, which: Filter, least: int = 0) -> None:
+    """Write the records that match `which` from a single snapshot, under a head of at least `least` records.
+
+    Raises: Absent for a log without records.
+    """
+    note = _choose_head(tx, least)
+    origin, size, root = signed_note.read_head(note)
     whole = not which.terms
     with ZipFile(file, "w", ZIP_STORED) as container:
         records = _write_events(container, tx, which=which, size=size, whole=whole)
         _member(container, "leaves", _leaves(tx, size) if whole else iter(()), large=size * merkle.HASH > _ZIP64_ABOVE)
-        _member(container, "checkpoint", iter([newest.note.encode()]))
+        _member(container, "checkpoint", iter([note.encode()]))
         _member(container, "log.vkey", iter([f"{signer.vkey}\n".encode()]))
         manifest = canonical(
             {
@@ -86,6 +89,21 @@ def write(file: IO[bytes], tx: AuditTransaction, *, signer: signed_note.Signer, 
         )
         _member(container, "manifest.json", iter([f"{manifest}\n".encode()]))
         _member(container, "manifest.sig", iter([signer.sign(f"{manifest}\n").encode()]))
+
+
+def _choose_head(tx: AuditTransaction, least: int) -> str:
+    """The head that most witnesses cosigned, with their lines; the newest where none did. Raises: Absent."""
+    newest = tx.audit.read_checkpoint()
+    if newest is None:
+        raise Absent("the log has no record yet, so there is nothing to export")
+    by_size: dict[int, list[str]] = {}
+    for row in tx.audit.list_cosignatures(start=least):
+        by_size.setdefault(row.size, []).append(row.lines)
+    for size in sorted(by_size, key=lambda size: (len(by_size[size]), size), reverse=True):
+        if (head := tx.audit.find_checkpoint(size)) is not None:
+            return "".join((head.note, *by_size[size]))
+    note: str = newest.note
+    return note
 
 
 def line(record: Record, path: list[bytes] | None) -> bytes:

@@ -78,6 +78,7 @@ class Sequencer:
         self._former = former
         self._head_file = head_file
         self._takes_over = takes_over
+        self._offered = ""  # the newest head that `on_head` got
         self._checked_head = self._signed = ""  # the newest head that was checked; the head of our last round
         self._round_seconds = round_seconds
         self._salt = salt
@@ -85,6 +86,8 @@ class Sequencer:
         self._woken_at = 0.0  # monotonic time of the last commit
         self._turn = asyncio.Lock()
         self._checked = False
+        self._contradiction = ""  # what another party proved about our log
+        self.on_head: Callable[[str, bool], None] = lambda _, __: None  # gets a new head, and whether we signed it
         self.problem = ""  # why no event is numbered at the moment; empty if all is well
         self.lost = asyncio.Event()  # the log is not ours any more, as `problem` says: stop serving
 
@@ -121,6 +124,11 @@ class Sequencer:
                 await self._wait_for_quiet()
         finally:
             unsubscribe()
+
+    def stop_as_foreign(self, reason: str) -> None:
+        """Sign nothing more, as a head that our key signed shows that this database is an older copy."""
+        self._contradiction = reason
+        self.wake()
 
     def wake(self) -> None:
         """Note that events were committed."""
@@ -166,6 +174,9 @@ class Sequencer:
     async def _keep_head(self) -> None:
         """Check the newest head, whichever process signed it, and copy it to the head file."""
         newest = await self._database.read(self._check_newest_head)
+        if newest and newest != self._offered:
+            self._offered = newest
+            self.on_head(newest, newest == self._signed)
         self._checked_head = newest
         if self._head_file and newest and self._head_file.needs_update(newest):
             await asyncio.to_thread(self._head_file.keep, newest)
@@ -176,6 +187,8 @@ class Sequencer:
         The database may be replaced, or its log continued under another key, while we run. Raises: ForeignLog,
         LogBroken.
         """
+        if self._contradiction:
+            raise ForeignLog(self._contradiction)
         newest = tx.audit.read_checkpoint()
         text: str = newest.note if newest is not None else ""
         if text != self._checked_head or not text:
@@ -317,6 +330,7 @@ class AuditLog:
         self.database = database
         self.sequencer = sequencer
         self.vkey = vkey
+        self.settle_cosignatures: Callable[[int], Awaitable[None]] = _no_witness
 
     async def resolve_dataset(self, which: Filter) -> Filter:
         """Return the filter with the dataset's name replaced by its id, over all that is committed now.
@@ -414,6 +428,10 @@ class AuditLog:
     async def note_reading(self, event: Event) -> None:
         """Record a read of the log, before it happens."""
         await self.database.write(lambda tx: tx.publish(event))
+
+
+async def _no_witness(_: int) -> None:
+    """What waits for cosignatures where there are no witnesses."""
 
 
 def _find_dataset(tx: AuditTransaction, text: str) -> tuple[str, str]:

@@ -75,6 +75,14 @@ def proof(*, index: int, path: Sequence[bytes], note: str) -> str:
     return f"c2sp.org/tlog-proof@v1\nindex {index}\n{hashes}\n{note}"
 
 
+def next_origin(name: str) -> str:
+    """The name of the log that a restored database begins: `.../2` after the first, then `.../3`."""
+    base, _, number = name.rpartition("/")
+    return (
+        f"{base}/{int(number) + 1}" if number.isascii() and number.isdecimal() and base.count("/") > 1 else f"{name}/2"
+    )
+
+
 def origin_of(root_url: str, name: str) -> str:
     """The name of a new log, from the URL that serves it: `host/audit/participant`."""
     return f"{urlsplit(root_url).netloc}/audit/{name}"

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter
 
+from connector.audit.cosigning import Cosigning
 from connector.audit.log import AuditLog
 from connector.audit.signed_note import Signer
 from connector.console import agreements as agreement_pages
@@ -67,6 +68,7 @@ def router(
     credential_requests: CredentialRequests,
     log: AuditLog,
     signer: Signer,
+    cosigning: Cosigning,
 ) -> APIRouter:
     """Return the router of all pages, mounted at the root of the management listener."""
     pages = PageRenderer(
@@ -89,7 +91,7 @@ def router(
         search_pages.router(pages, search=search, partners=partners, negotiations=negotiations),
         query.router(pages, coordinator=coordinator, holdings=holdings),
         credential_pages.router(pages, credential_requests),
-        audit.router(pages, log=log, signer=signer),
+        audit.router(pages, log=log, signer=signer, cosigning=cosigning),
         token_pages.router(pages, tokens=tokens, personal=personal),
         system.router(pages, settings=settings),
     ):

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 
+from connector.audit.cosigning import Cosigning
 from connector.audit.log import AuditLog, Filter
 from connector.audit.record import Record
 from connector.audit.signed_note import Signer, read_head
@@ -26,7 +27,7 @@ _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 _SPAN = ("since", "until")
 
 
-def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
+def router(pages: PageRenderer, *, log: AuditLog, signer: Signer, cosigning: Cosigning) -> APIRouter:
     routes = pages.router()
 
     @routes.get("/audit")
@@ -55,6 +56,7 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer) -> APIRouter:
             before=before,
             head=read_head(await log.head()),
             vkey=log.vkey,
+            witnesses=await cosigning.statuses(),
             kinds=KINDS,
             outcomes=OUTCOMES,
             link=lambda **changes: _link(given, changes),

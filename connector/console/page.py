@@ -62,6 +62,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
     "STAGES": formatting.STAGES,
     "TEMPLATE_TITLES": formatting.TEMPLATE_TITLES,
     "USAGE": formatting.USAGE,
+    "WITNESS_STATES": formatting.WITNESS_STATES,
 }
 """Texts of words that the templates have by name."""
 

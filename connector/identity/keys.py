@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ed25519, mldsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
@@ -91,6 +92,20 @@ def load_former_log_keys(directory: Path) -> list[ed25519.Ed25519PrivateKey]:
         ed25519.Ed25519PrivateKey.from_private_bytes(_read_key_bytes(path, _new_log_key, new=False))
         for path in sorted(directory.glob("log-*.key"))
     ]
+
+
+def load_witness_keys(directory: Path) -> tuple[ed25519.Ed25519PrivateKey, mldsa.MLDSA44PrivateKey | None]:
+    """The keys that cosign other logs (C2SP tlog-cosignature); None where the library has no ML-DSA.
+
+    Raises: WrongState, Invalid.
+    """
+    plain = _read_key_bytes(directory / "witness.key", _new_log_key, new=True)
+    try:
+        seed = _read_key_bytes(directory / "witness.mldsa44", lambda: os.urandom(_BYTES), new=True)
+        quantum_safe = mldsa.MLDSA44PrivateKey.from_seed_bytes(seed)
+    except UnsupportedAlgorithm:
+        quantum_safe = None
+    return ed25519.Ed25519PrivateKey.from_private_bytes(plain), quantum_safe
 
 
 def load_next_log_key(directory: Path) -> ed25519.Ed25519PrivateKey:

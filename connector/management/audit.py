@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
+from connector.audit.cosigning import Cosigning
 from connector.audit.export import blocks, export
 from connector.audit.log import AuditLog, Filter
 from connector.audit.record import Record
@@ -30,7 +32,7 @@ _IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 _INDEX_MAX = 2**62
 
 
-def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> APIRouter:
+def router(log: AuditLog, *, signer: Signer, cosigning: Cosigning, data_dir: Path, tokens: Tokens) -> APIRouter:
     """The routes under /audit. Evidence files are put together in `data_dir`."""
     routes = APIRouter(prefix="/audit", tags=["audit"])
     may_read = Depends(tokens.require("audit"))
@@ -78,6 +80,11 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     async def verifier_key(_: Caller = may_read) -> str:
         """The log's verifier key. Keep it: a copy from elsewhere is what makes a check worth anything."""
         return f"{log.vkey}\n"
+
+    @routes.get("/witnesses")
+    async def witnesses(_: Caller = may_read) -> dict[str, Any]:
+        """The witnesses of our log (C2SP tlog-witness): their keys, and the newest size that each has cosigned."""
+        return {"log": log.vkey, "witnesses": [asdict(one) for one in await cosigning.statuses()]}
 
     @routes.get("/checkpoint", response_class=PlainTextResponse)
     async def checkpoint(_: Caller = may_read) -> PlainTextResponse:

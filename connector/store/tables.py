@@ -12,6 +12,7 @@ import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from connector.infra.database.witnessed_logs import WitnessedLogColumns
 from connector.infra.http.media_type import ARROW_STREAM
 
 Json = dict[str, Any]
@@ -508,6 +509,20 @@ class AuditTile(ConnectorTable):
     level: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     n: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     data: Mapped[bytes]
+
+
+class AuditCosignature(ConnectorTable):
+    """The cosignature lines of a witness for the head of `size` records; the newest few of each witness are kept."""
+
+    __tablename__ = "audit_cosignature"
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    witness: Mapped[str] = mapped_column(String(1024), primary_key=True)
+    lines: Mapped[str]
+    cosigned_at: Mapped[float]
+
+
+class WitnessedLog(WitnessedLogColumns, ConnectorTable):
+    """A log that we are a witness for."""
 
 
 class AuditCheckpoint(ConnectorTable):

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from connector.acting import Acting
 from connector.events import Event
+from connector.infra.database.witnessed_logs import WitnessedLogQueries
 from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.queries.agreements import AgreementQueries
 from connector.store.queries.audit import AuditQueries
@@ -25,7 +26,7 @@ from connector.store.queries.reads import OpenReadQueries
 from connector.store.queries.sessions import SessionQueries
 from connector.store.queries.tokens import TokenQueries
 from connector.store.queries.usage import AttestationQueries, DutyQueries
-from connector.store.tables import AuditPending, core_table
+from connector.store.tables import AuditPending, WitnessedLog, core_table
 from connector.store.unit_of_work import UnitOfWork
 
 _INSERT = build_insert(core_table(AuditPending), "ts", "body", "origin")
@@ -140,6 +141,10 @@ class Transaction:
     @cached_property
     def duties(self) -> DutyQueries:
         return DutyQueries(self.session)
+
+    @cached_property
+    def witnessed(self) -> WitnessedLogQueries:
+        return WitnessedLogQueries(self.session, WitnessedLog)
 
     @cached_property
     def audit(self) -> AuditQueries:

@@ -89,7 +89,7 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
         result = await asyncio.to_thread(CliRunner().invoke, commands, words)
         return result.exit_code, result.output
 
-    assert await run("migrate") == (0, "schema 0003 (was empty)\n")
+    assert await run("migrate") == (0, "schema 0005 (was empty)\n")
     assert await run("member", "add", north.did, "north", "--country", "DE", "--url", north.url) == (
         0,
         f"north ({north.did}) is a member\n",

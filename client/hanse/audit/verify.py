@@ -14,7 +14,8 @@ The checks, in this order (the code has the same numbers):
    the filter;
 6. the leaves give the signed root (RFC 6962); in an extract, each record's inclusion proof does;
 7. checksums of the container;
-8. with an earlier file (`after`), which is checked in the same way: this log begins with that one.
+8. with a trust policy (C2SP tlog-policy): its log signed the head, and its quorum of witnesses cosigned that head;
+9. with an earlier file (`after`), which is checked in the same way: this log begins with that one.
 
 The report names the first record that fails. If only the leaves were changed, or everything was rewritten consistently,
 it says that instead: the holder of the log's key can do that, and no single file shows it, but `after` does.
@@ -30,17 +31,20 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+if TYPE_CHECKING:
+    from hanse.audit.witnesses import TrustPolicy
 
 FORMAT = "hanse-evidence/1"
 # The problem where nothing is wrong with either file, and one of another kind is needed.
@@ -49,6 +53,7 @@ MEMBERS = ("events.jsonl", "leaves", "checkpoint", "log.vkey", "manifest.json", 
 _LINE_MAX = 1 << 20
 _COLUMN_MAX = 255  # characters of a term that a filter compares
 _IDENTITIES_MAX = 1_000
+_SIGNATURES_MAX = 200
 _SMALL_MAX = 1 << 20  # the members that are read whole
 _EMPTY = sha256(b"").digest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,26 +85,37 @@ class Report:
     checks: tuple[str, ...] = field(default=())
     # Records of concluded agreements that name what proved the counterparty's identity, the first 1,000 of them.
     identities: tuple[Mapping[str, Any], ...] = field(default=())
+    # With a policy, each of its witnesses: name, key_name, cosigned_at (None: it does not vouch), problem.
+    witnesses: tuple[Mapping[str, Any], ...] = field(default=())
 
 
-def verify(path: str | PathLike[str], key: str | None = None, *, after: str | PathLike[str] | None = None) -> Report:
+def verify(
+    path: str | PathLike[str],
+    key: str | None = None,
+    *,
+    after: str | PathLike[str] | None = None,
+    policy: TrustPolicy | None = None,
+) -> Report:
     """Check an evidence file; with an earlier one (`after`), also that its log continues in this one.
+
+    `policy` names the logs and witnesses that are trusted (`hanse.audit.witnesses.read_policy`); it may stand for the
+    key.
 
     Raises:
         OSError: a file cannot be read. Problems of a file's content are in the report.
     """
-    report = _verify_file(path, key)
+    report = _verify_file(path, key, policy)
     if after is None or not report.ok:
         return report
     before = _verify_file(after, None)  # the next check compares the keys
     try:
-        _check_continues(report, path, before, after)  # 8
+        _check_continues(report, path, before, after)  # 9
     except Bad as error:
         return replace(report, ok=False, first_bad=error.record, problem=str(error))
     return _add_check(report, f"it continues the log of {before.size} records of the earlier file")
 
 
-def _verify_file(path: str | PathLike[str], key: str | None) -> Report:
+def _verify_file(path: str | PathLike[str], key: str | None, policy: TrustPolicy | None = None) -> Report:
     """Check one file by itself."""
     report = Report()
     with Path(path).open("rb") as file:
@@ -110,7 +126,10 @@ def _verify_file(path: str | PathLike[str], key: str | None) -> Report:
                 raise Bad("the container is cut short or was changed") from None
             report = _add_check(report, "the container holds exactly the known members")
             name, public, vkey = _key(members, key)  # 2
-            report = replace(report, origin=name, key=vkey, key_given=key is not None)
+            known = policy is not None and vkey in policy.logs
+            if policy is not None and policy.logs and not known:
+                raise Bad(f"the policy does not list the key of this log, {vkey}")
+            report = replace(report, origin=name, key=vkey, key_given=key is not None or known)
             complaint: Bad | None = None
             root: bytes | None
             try:
@@ -122,6 +141,8 @@ def _verify_file(path: str | PathLike[str], key: str | None) -> Report:
                 raise complaint
             for member in members.values():  # 7
                 member.check()
+            if policy is not None:
+                report = _check_witnesses(report, members["checkpoint"].text(), policy)  # 8
         except _Stopped as stopped:
             return replace(stopped.report, ok=False, first_bad=stopped.bad.record, problem=str(stopped.bad))
         except Bad as error:
@@ -369,7 +390,7 @@ def _statements(
     report: Report, members: dict[str, _Member], name: str, public: Ed25519PublicKey
 ) -> tuple[Report, bytes]:
     """Check the signatures, and that manifest and head agree."""
-    head_text = _check_signature(members["checkpoint"].text(), name, public)  # 3
+    head_text = _check_signature(_without_cosignatures(members["checkpoint"].text()), name, public)  # 3
     manifest_text = members["manifest.json"].text()
     _check_signature(f"{manifest_text}\n{members['manifest.sig'].text()}", name, public)
     whose = "the key that was given" if report.key_given else "the key that came with the file"
@@ -420,6 +441,35 @@ def _check_signature(note: str, name: str, public: Ed25519PublicKey) -> str:
     except InvalidSignature:
         raise Bad("a signature does not hold: the signed head or manifest was changed") from None
     return text
+
+
+def _without_cosignatures(note: str) -> str:
+    """Return a head with its first signature line, the log's. Raises: Bad if a further line is no signature line."""
+    text, _, tail = note.rpartition("\n\n")
+    first, *more = tail.split("\n")[:-1] or [""]
+    for line in more:
+        dash, _, rest = line.partition(" ")
+        name, _, encoded = rest.partition(" ")
+        if dash != "—" or not name or len(more) > _SIGNATURES_MAX:
+            raise Bad("expected lines `— name signature` under the head: it was changed")
+        _unb64(encoded, f"the cosignature of {name[:100]}")
+    return f"{text}\n\n{first}\n"
+
+
+def _check_witnesses(report: Report, note: str, policy: TrustPolicy) -> Report:
+    """Return the report with what each witness says. Raises: _Stopped unless the quorum vouches for this head."""
+    found = policy.check(note)
+    report = replace(report, witnesses=tuple(asdict(one) for one in found.witnesses))
+    vouching = sum(one.cosigned_at is not None for one in found.witnesses)
+    if not found.met:
+        missing = ", ".join(f"{one.name} ({one.problem})" for one in found.witnesses if one.cosigned_at is None)
+        problem = (
+            f"the quorum {found.quorum} of the policy does not vouch for this head of {report.size} records: "
+            f"{missing}; export again once the witnesses are reached, or ask them which history they know"
+        )
+        raise _Stopped(report, Bad(problem))
+    count = f"{vouching} of {len(found.witnesses)} witnesses"
+    return _add_check(report, f"the policy's quorum {found.quorum} vouches for this head: {count}")
 
 
 def _head(text: str, name: str) -> tuple[str, int, bytes]:
@@ -706,7 +756,7 @@ def _is_consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: l
     return last == 0 and left == old_root and right == new_root
 
 
-# ---- 8. the earlier file
+# ---- 9. the earlier file
 
 
 def _check_continues(report: Report, path: str | PathLike[str], before: Report, after: str | PathLike[str]) -> None:

@@ -158,6 +158,13 @@ def verify(
     after: Annotated[
         Path | None, typer.Option(help="An export of before, whose log this one must continue.", show_default=False)
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trust policy that you keep (C2SP tlog-policy): logs, witnesses, and the quorum that must vouch.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an evidence file offline: needs no connector and no network.
@@ -169,7 +176,7 @@ def verify(
 
     from hanse.audit import verify as offline
 
-    report = offline.verify(file, key=key_of(key), after=after)
+    report = offline.verify(file, key=key_of(key), after=after, policy=_read_policy(policy))
     if as_json:
         print_json(asdict(report))
     else:
@@ -184,6 +191,46 @@ def verify(
             "a source that you trust (exit code 7)",
             code="signer_unknown",
         )
+
+
+@commands.command()
+def witnesses(as_json: AsJson = False) -> None:
+    """Who vouches for this log: its witnesses, and the newest size that each has cosigned."""
+    found = space().api.get("/audit/witnesses")
+    shown: dict[str, Any] = {
+        "witness": "id",
+        "state": "state",
+        "records": "size",
+        "cosigned": lambda row: format_time(row["cosigned_at"]) if row["cosigned_at"] else "never",
+        "problem": "problem",
+    }
+    print_rows(found["witnesses"], shown, as_json=as_json)
+
+
+@commands.command("policy")
+def write_trust_policy(
+    least: Annotated[int, typer.Option(min=0, help="How many members must vouch, besides the catalogue.")] = 2,
+) -> None:
+    """A trust policy (C2SP tlog-policy) with the keys of this log and its witnesses, for `audit verify --policy`.
+
+    Compare the keys with their owners before you rely on them: they come from the connector whose log they check.
+    """
+    from hanse.audit.witnesses import write_policy
+
+    found = space().api.get("/audit/witnesses")
+    console().out(write_policy(found["log"], found["witnesses"], least=least), end="")
+
+
+def _read_policy(path: Path | None) -> Any:
+    """Read a trust policy from an option."""
+    if path is None:
+        return None
+    from hanse.audit.witnesses import PolicyBad, read_policy
+
+    try:
+        return read_policy(path.read_bytes())
+    except PolicyBad as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def key_of(text: str) -> str | None:
@@ -212,6 +259,10 @@ def _show(report: Any) -> None:
         out.print(f"[yellow]note[/] {escape(_extract(report.filter))}")
     if report.ok and not report.records:
         out.print("[yellow]note[/] this file holds no record: it is evidence of none")
+    for one in report.witnesses:
+        when = f"vouches, cosigned {format_time(one['cosigned_at'])}" if one["cosigned_at"] else one["problem"]
+        mark = "[green]ok[/] " if one["cosigned_at"] else "[yellow]no[/] "
+        out.print(f"{mark} witness {escape(one['name'])} ({escape(one['key_name'])}): {escape(when)}")
     if report.ok:
         for identity in report.identities:
             out.print(escape(_format_identity(identity)))

@@ -77,6 +77,8 @@ KINDS = {
     "DataRemoved": "Received data removed",
     "QueryCoordinated": "Query over owners",
     "LogRead": "Log read",
+    "CheckpointRefused": "Head of another log refused",
+    "CosignatureRefused": "Refused by a witness",
     "TokenIssued": "Token issued",
     "TokenRevoked": "Token revoked",
     "WebhookChanged": "Webhook changed",
@@ -90,6 +92,13 @@ STAGES = {
     "counting": "Reading every row for the figures",
     "digesting": "Taking the digest of each file",
     "storing": "Storing",
+}
+WITNESS_STATES = {
+    "cosigned": "Vouches",
+    "away": "Not reached",
+    "behind": "Knows more records than we have",
+    "fork": "Knows another history",
+    "refused": "Refuses",
 }
 ROLES = {"provider": "provider", "consumer": "consumer"}
 USAGE = {

@@ -13,6 +13,7 @@ from connector.store.compiled_statements import CompiledStatement, build_insert
 from connector.store.tables import (
     Agreement,
     AuditCheckpoint,
+    AuditCosignature,
     AuditEvent,
     AuditPending,
     AuditTile,
@@ -25,6 +26,7 @@ from connector.store.unit_of_work import UnitOfWork
 CHANNEL = "hanse_log"  # of NOTIFY after records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
 _MEANT_MAX = 10
+_COSIGNED_KEPT = 4  # heads of a witness whose cosignatures are kept
 _EQUALS = ("kind", "actor", "agreement", "dataset", "named", "outcome")
 
 
@@ -155,6 +157,35 @@ class AuditQueries:
         return self._unit.session.scalars(
             select(AuditCheckpoint).order_by(AuditCheckpoint.size.desc()).limit(1)
         ).first()
+
+    def put_cosignature(self, size: int, *, witness: str, lines: str, now: float) -> None:
+        """Keep the cosignatures of a witness for a head, and only its newest few heads."""
+        session = self._unit.session
+        session.merge(AuditCosignature(size=size, witness=witness, lines=lines, cosigned_at=now))
+        session.flush()
+        kept = select(AuditCosignature.size).where(AuditCosignature.witness == witness)
+        sizes = session.scalars(kept.order_by(AuditCosignature.size.desc()).limit(_COSIGNED_KEPT)).all()
+        old = (AuditCosignature.witness == witness, AuditCosignature.size < sizes[-1])
+        session.execute(delete(AuditCosignature).where(*old))
+
+    def list_cosignatures(self, *, start: int) -> Sequence[AuditCosignature]:
+        """The kept cosignatures of heads of at least `start` records."""
+        kept = select(AuditCosignature).where(AuditCosignature.size >= start)
+        return self._unit.session.scalars(kept.order_by(AuditCosignature.size, AuditCosignature.witness)).all()
+
+    def list_newest_cosignatures(self) -> Sequence[AuditCosignature]:
+        """The newest cosignature of each witness."""
+        newest = {row.witness: row for row in self.list_cosignatures(start=0)}
+        return list(newest.values())
+
+    def read_cosigned_size(self, witness: str) -> int:
+        """The largest size that a witness cosigned; 0 for none."""
+        sizes = select(func.max(AuditCosignature.size)).where(AuditCosignature.witness == witness)
+        return int(self._unit.session.scalar(sizes) or 0)
+
+    def find_checkpoint(self, size: int) -> AuditCheckpoint | None:
+        """The signed head of exactly `size` records."""
+        return self._unit.session.get(AuditCheckpoint, size)
 
     def get_event(self, idx: int) -> AuditEvent | None:
         return self._unit.session.get(AuditEvent, idx)

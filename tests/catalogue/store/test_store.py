@@ -64,8 +64,8 @@ def take(store: CatalogueStore, owner: Member, names: list[str], *, more: Sequen
 
 
 def test_the_migration_makes_the_tables_of_the_program(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0004")
-    assert upgrade(database_url) == ("0004", "0004")
+    assert upgrade(database_url) == ("", "0005")
+    assert upgrade(database_url) == ("0005", "0005")
     store = CatalogueStore(database_url)
     found = inspect(store.engine)
     for name, table in CatalogueTable.metadata.tables.items():

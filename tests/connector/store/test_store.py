@@ -425,8 +425,8 @@ async def test_who_holds_a_dataset_goes_alone(store: Store, migrated_url: str) -
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0021")
-    assert upgrade(database_url) == ("0021", "0021")
+    assert upgrade(database_url) == ("", "0022")
+    assert upgrade(database_url) == ("0022", "0022")
 
 
 def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
