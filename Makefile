@@ -18,7 +18,7 @@ SITE := connector/help/site/index.html
 SITE_SOURCES := mkdocs.yml openapi.yaml connector/settings.py catalogue/settings.py $(shell find docs client/hanse -type f -not -path '*/__pycache__/*')
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs help-site screenshots test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop crash dist resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs help-site screenshots test java test-loaders test-jdbc demo openapi bench bench-dsp bench-forged bench-policies bench-revocation bench-catalogue bench-federated bench-questions bench-stream bench-loader bench-digest tck tck-dcp interop interop-witness crash dist resume-trials soak-stream random-queries random-names random-versions fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -141,6 +141,9 @@ tck-dcp: setup-dev ## the official Decentralized Claims kit (verifier, holder, i
 
 interop: setup-dev ## a real Eclipse EDC against a real connector, in both directions, and people at a real Keycloak (a JDK of 17 or newer, Maven, Chromium)
 	@$(BIN)/python tests/interop/run.py
+
+interop-witness: setup-dev ## witnesses, a log and two verifiers of other projects against a real connector (Go)
+	@$(BIN)/python tests/interop/witness/run.py
 
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
 	@$(BIN)/python -m tests.load.crash_dsp

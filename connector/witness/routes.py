@@ -35,7 +35,8 @@ def router(
     async def add_checkpoint(request: Request) -> Response:
         """Cosign a checkpoint of a log that is known here, if it continues the one before (C2SP tlog-witness)."""
         answer = await witness.add_checkpoint(await _read(request))
-        return Response(answer.body, status_code=answer.status, media_type=answer.media_type)
+        headers = {"content-type": answer.media_type}  # as it is: clients compare the whole value, without a charset
+        return Response(answer.body, status_code=answer.status, headers=headers)
 
     @routes.get("/{origin_hash}/checkpoint")
     async def checkpoint(origin_hash: str, request: Request) -> PlainTextResponse:

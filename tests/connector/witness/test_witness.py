@@ -6,14 +6,18 @@ import asyncio
 from hashlib import sha256
 from typing import Any
 
+import httpx2
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
 
 from connector.audit import merkle, signed_note
 from connector.audit.signed_note import Signer
+from connector.errors import Unproven
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.store import Store
 from connector.witness.known_logs import KnownLogs, PolicyLines
 from connector.witness.notes import ED25519, Cosigner, keep_cosignatures, read_checkpoint, read_key
+from connector.witness.routes import router
 from connector.witness.witness import Answer, Witness, write_request
 
 LOG = Signer("north.example/audit/north", Ed25519PrivateKey.from_private_bytes(sha256(b"log").digest()))
@@ -147,3 +151,22 @@ async def test_the_newest_head_is_given_with_both_signatures(sqlite_store: Store
 
     assert await witness.newest(hash_of(LOG.name), hash_of=hash_of) == log.head() + lines
     assert await witness.newest(hash_of("another"), hash_of=hash_of) is None
+
+
+async def test_over_http_a_size_has_exactly_the_type_of_the_specification(sqlite_store: Store) -> None:
+    """Clients compare the whole header: with a charset they would take the answer for another one."""
+
+    async def published() -> str:
+        return ""
+
+    async def admit(header: str | None) -> None:
+        raise Unproven("expected a token")
+
+    app = FastAPI()
+    app.include_router(router(witness_on(sqlite_store), published=published, admit=admit))
+    log = ForeignLog().grow(3)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://witness.test") as http:
+        first = await http.post("/witness/v1/add-checkpoint", content=log.request(0))
+        late = await http.post("/witness/v1/add-checkpoint", content=log.grow(1).request(1))
+    assert first.status_code == 200
+    assert (late.status_code, late.text, late.headers["content-type"]) == (409, "3\n", "text/x.tlog.size")
