@@ -52,6 +52,7 @@ from connector.identity.keys import load_participant_key, load_witness_keys
 from connector.identity.openid.login import LoginClient
 from connector.infra import html
 from connector.infra.html import api_reference
+from connector.infra.http.described_errors import describe_errors
 from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.setting_types import make_folder
 from connector.telemetry import logger
@@ -193,6 +194,7 @@ def create_app(
         docs_url=None,  # its page has scripts from elsewhere, beside the operator's session
         redoc_url=None,
     )
+    describe_errors(app)
     app.middleware("http")(_build_guard(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
     app.add_middleware(HeadRequests)

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from connector.dataplane.http.schemas import Envelope, PlanForm
 
@@ -69,7 +68,7 @@ def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    return get_openapi(title=app.title, version=app.version, routes=app.routes)
+    return app.openapi()
 
 
 def _data_plane() -> dict[str, Any]:

@@ -8,10 +8,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from connector.errors import Absent, ConnectorError, Invalid, internal_error, validation_error
+from connector.infra.http.described_errors import MEDIA_TYPE, describe_errors
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
-_MEDIA = "application/problem+json"
 _LISTED = "see /docs at the management listener for all paths"
 _log = logger("http")
 
@@ -22,11 +22,12 @@ def problem_response(error: ConnectorError) -> JSONResponse:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
     elif error.private:
         _log.info("refused", code=error.code, reason=error.message, why=error.private)
-    return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=error.headers)
+    return JSONResponse(error.problem(), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Register handlers that turn every error of a route into a problem object."""
+    """Register handlers that turn every error of a route into a problem object, and describe them in OpenAPI."""
+    describe_errors(app)
 
     @app.exception_handler(ConnectorError)
     async def on_hanse_error(_: Request, error: ConnectorError) -> JSONResponse:
@@ -45,7 +46,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             return problem_response(Absent(f"there is nothing at {request.scope['path'][:200]}; {_LISTED}"))
         body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
-        return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
+        return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=MEDIA_TYPE)
 
     @app.exception_handler(Exception)
     async def on_unforeseen_error(_: Request, error: Exception) -> JSONResponse:
