@@ -101,3 +101,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Give a notebook the cell magic `%%hanse`; `%load_ext hanse` calls this."""
+    from hanse.notebook.cell_magic import register
+
+    register(shell)

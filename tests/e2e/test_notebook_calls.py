@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import hanse
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from tests.e2e.conftest import SECRET, Running
 
@@ -34,3 +38,41 @@ def test_a_space_lists_what_there_is(running: Running) -> None:
     assert space["north/secret_rows"].agreement_id == known.agreement_id
     assert known.agreement_id in {row["id"] for row in space.agreements(role="consumer")}
     assert isinstance(space.pending(), list)
+
+
+@pytest.fixture
+def shell(running: Running) -> Iterator[InteractiveShell]:
+    """A shell of IPython with the extension loaded and a space among its variables."""
+    made = InteractiveShell()
+    made.run_line_magic("load_ext", "hanse")
+    made.user_ns["space"] = running.forge
+    yield made
+    made.history_manager.end_session()
+
+
+def run_cell(shell: InteractiveShell, cell: str) -> Any:
+    done = shell.run_cell(cell)
+    done.raise_error()
+    return done.result
+
+
+def test_a_cell_runs_its_sql_and_keeps_the_answer(shell: InteractiveShell) -> None:
+    sql = 'SELECT count(*) AS n FROM "north".secret_rows'
+    found = run_cell(shell, f"%%hanse answer --purpose dpv:ScientificResearch\n{sql}")
+    assert found.n[0] == 63
+    assert shell.user_ns["answer"] is found
+    assert run_cell(shell, f"%%hanse --purpose dpv:ScientificResearch\n{sql}").n[0] == 63
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("", "BadInput: there is no agreement in force"), ("--purposes x", "expected %%hanse"), ("two words", "expected %%hanse"), ("'", "quotation"),
+     ("1answer", "name of a variable"), ("--space nothing", "expected a space in the variable nothing")],
+)  # fmt: skip
+def test_a_cell_that_is_refused_says_why_in_one_message(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    assert run_cell(shell, f"%%hanse {line}\nSELECT * FROM north.nothing_here") is None
+    written = capsys.readouterr()
+    assert "Traceback" not in written.out + written.err
+    assert said.lower() in (written.out + written.err).lower()
