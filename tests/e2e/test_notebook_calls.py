@@ -66,8 +66,9 @@ def test_a_cell_runs_its_sql_and_keeps_the_answer(shell: InteractiveShell) -> No
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("", "BadInput: there is no agreement in force"), ("--purposes x", "expected %%hanse"), ("two words", "expected %%hanse"), ("'", "quotation"),
-     ("1answer", "name of a variable"), ("--space nothing", "expected a space in the variable nothing")],
+    [("", "BadInput: there is no agreement in force"), ("--purposes x", "expected %%hanse"),
+     ("two words", "expected %%hanse"), ("'", "quotation"), ("1answer", "name of a variable"),
+     ("--space nothing", "expected a space in the variable nothing")],
 )  # fmt: skip
 def test_a_cell_that_is_refused_says_why_in_one_message(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str], line: str, said: str
