@@ -57,7 +57,10 @@ async def test_a_key_that_records_were_made_with_is_not_made_anew(tmp_path: Path
             assert not (tmp_path / "north" / "keys" / name).exists()
             refused.append(name)
         shutil.copy2(tmp_path / "keys" / name, tmp_path / "north" / "keys" / name)
-    assert names == ["flight.secret", "instance.secret", "log.key", "mask.secret", "participant.pem", "version.secret"]
+    assert names == [
+        "flight.secret", "instance.secret", "log.key", "mask.secret", "participant.pem", "version.secret",
+        "witness.key", "witness.mldsa44",
+    ]  # fmt: skip
     keyed = version.startswith("hmac-")
     assert refused == ["log.key", "mask.secret", "participant.pem", *(["version.secret"] if keyed else [])]
 

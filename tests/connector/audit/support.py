@@ -13,12 +13,16 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from connector.audit import merkle, signed_note
+from connector.audit.cosigning import Cosigning
 from connector.audit.export import blocks, export, write
 from connector.audit.log import AuditLog, Filter, Sequencer
 from connector.audit.record import Record, make_record
 from connector.audit.signed_note import Signer
 from connector.events import AgreementConcluded, ReadEnded, ReadRefused, ReadStarted
+from connector.infra.net.http_client import AddressGuard, HttpClient
 from connector.store import Store, Transaction
+from connector.witness.known_logs import KnownLogs, PolicyLines, SpaceMember
+from connector.witness.notes import ED25519, read_key
 
 SIGNER = Signer("north.example/audit/north", Ed25519PrivateKey.from_private_bytes(sha256(b"golden").digest()))
 EVERYTHING = Filter()
@@ -85,6 +89,9 @@ class InMemory:
     def read_checkpoint(self) -> Any:
         return SimpleNamespace(note=self.head)
 
+    def list_cosignatures(self, *, start: int) -> list[Any]:
+        return []
+
     def walk(self, *, stop: int, equals: Mapping[str, str] = MappingProxyType({}), **_: Any) -> Iterator[Any]:
         for one in self.records[:stop]:
             if equals.items() <= json.loads(one.text).items():
@@ -117,3 +124,20 @@ def logged(log: list[Record], idx: int, /, **changed: Any) -> dict[str, Any]:
         "salt": base64.b64encode(record.salt).decode(), "leaf": record.leaf.decode(),
         "proof": signed_note.proof(index=idx, path=path, note=held.head), **changed,
     }  # fmt: skip
+
+
+def cosigning_of(log: AuditLog) -> Cosigning:
+    """Cosigning for a log that has no witness."""
+    net = HttpClient(AddressGuard(), timeout=1, max_bytes=1)
+
+    async def list_members(_: bool) -> list[SpaceMember]:
+        return []
+
+    async def mint(_: str) -> str:
+        raise NotImplementedError("a log without a witness sends nothing")
+
+    known = KnownLogs(net, list_members, own="did:web:north.example", more=PolicyLines())
+    key = read_key(log.vkey, ED25519)
+    return Cosigning(
+        log.database, log.sequencer, known, net, key=key, mint=mint, participant="did:web:north.example", most=0
+    )

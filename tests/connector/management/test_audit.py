@@ -25,7 +25,7 @@ from connector.management import audit
 from connector.management.sign_on.auth import Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, RegisteredDataset
-from tests.connector.audit.support import SIGNER, log_over, story
+from tests.connector.audit.support import SIGNER, cosigning_of, log_over, story
 from tests.support.admin import issued
 
 
@@ -40,7 +40,7 @@ class Auditor:
 async def auditor(sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Auditor]:
     tokens, log, app = Tokens(sqlite_store), log_over(sqlite_store), FastAPI()
     problem_json.install(app)
-    app.include_router(audit.router(log, tokens=tokens, signer=SIGNER, data_dir=tmp_path))
+    app.include_router(audit.router(log, tokens=tokens, signer=SIGNER, cosigning=cosigning_of(log), data_dir=tmp_path))
     token = await issued(tokens, "ada", ["audit"])
     await sqlite_store.write(story(40))
     await log.sequencer.settle()

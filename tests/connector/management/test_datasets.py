@@ -62,8 +62,9 @@ def test_a_table_is_shown_as_what_was_registered() -> None:
     }  # fmt: skip
     profile = {"rows": 1, "bytes": 1, "columns": {}}
     row = RegisteredDataset(
-        id="p", name="p", title="", description="", keywords=[], theme="", license="", version="v", created_at=0
-    )
+        id="p", name="p", title="", description="", keywords=[], theme="", license="", citation="", contact="",
+        column_notes={}, version="v", created_at=0,
+    )  # fmt: skip
     shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]), raw=True)
     assert (shown.kind, shown.files, shown.note) == ("postgres", [path], "")
     named = view(
