@@ -355,11 +355,11 @@ class AuditLog:
 
         return await self.database.read(work)
 
-    async def page(self, which: Filter, *, before: int | None, limit: int) -> Sequence[Record]:
-        """The newest matching records with an index below `before`, at most `limit`."""
+    async def page(self, which: Filter, *, before: int | None, limit: int, without: str = "") -> Sequence[Record]:
+        """The newest matching records with an index below `before`, at most `limit`; none of the kind `without`."""
 
         def work(tx: AuditTransaction) -> list[Record]:
-            rows = tx.audit.list_events(stop=before, newest_first=True, limit=limit, **which.query)
+            rows = tx.audit.list_events(stop=before, newest_first=True, limit=limit, without=without, **which.query)
             return [row_to_record(row) for row in rows]
 
         return await self.database.read(work)

@@ -22,6 +22,7 @@ from connector.management.audit import log_read_event
 from connector.management.sign_on.auth import Caller
 
 _LISTED = 50
+_LOG_READ = "LogRead"
 _DIGITS_MAX = 18  # digits that fit a 64-bit integer column
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 _SPAN = ("since", "until")
@@ -31,7 +32,10 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer, cosigning: Cos
     routes = pages.router()
 
     @routes.get("/audit")
-    async def list_records(request: Request, before: str = "", caller: Caller = pages.may("audit")) -> Response:
+    async def list_records(
+        request: Request, before: str = "", log_reads: bool = False, caller: Caller = pages.may("audit")
+    ) -> Response:
+        """Records with filters. That the log was read is a record too, and is shown only to those who ask for it."""
         asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, *_SPAN)}
         asked |= {
             name: _parse_instant(name, asked[name]) for name in _SPAN
@@ -40,11 +44,13 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer, cosigning: Cos
         which = _make_filter(asked)
         await log.note_reading(log_read_event(caller, "list", which.terms))
         numbered = before.isdecimal() and len(before) <= _DIGITS_MAX  # a larger number is above every record's
+        hidden = "" if log_reads or which.kind == _LOG_READ else _LOG_READ
         records = await log.page(
-            await log.resolve_dataset(which), before=int(before) if numbered else None, limit=_LISTED
+            await log.resolve_dataset(which), before=int(before) if numbered else None, limit=_LISTED, without=hidden
         )
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
         given = {name: value for name, value in asked.items() if value}
+        listed = given | ({"log_reads": "1"} if log_reads else {})
         return await pages.render(
             request,
             "audit.html",
@@ -59,7 +65,10 @@ def router(pages: PageRenderer, *, log: AuditLog, signer: Signer, cosigning: Cos
             witnesses=await cosigning.statuses(),
             kinds=KINDS,
             outcomes=OUTCOMES,
-            link=lambda **changes: _link(given, changes),
+            hidden=hidden,
+            log_reads=log_reads,
+            export_terms=urlencode(given),
+            link=lambda **changes: _link(listed, changes),
         )
 
     @routes.get("/audit/{idx}")

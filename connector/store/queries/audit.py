@@ -200,13 +200,17 @@ class AuditQueries:
         newest_first: bool = False,
         limit: int = 100,
         equals: Mapping[str, str] = MappingProxyType({}),
+        without: str = "",
     ) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` that match `equals` (kind, actor, agreement, dataset, named, outcome).
+        Those of the kind `without` are left out.
 
         A record without a dataset matches by its agreement's dataset. `named` is a second name of the dataset.
         `since` and `until` are UTC seconds; `until` is exclusive.
         """
         query = select(AuditEvent).where(*_conditions(start, stop, since, until, equals))
+        if without:
+            query = query.where(AuditEvent.kind != without)
         order = AuditEvent.idx.desc() if newest_first else AuditEvent.idx
         return self._unit.session.scalars(query.order_by(order).limit(limit)).all()
 

@@ -222,6 +222,18 @@ async def test_a_token_opens_the_pages_of_its_scope_and_no_other(full: Console) 
             assert (answer.status_code, "scope" in answer.text) == (403, True), path
 
 
+async def test_reads_of_the_log_are_shown_to_those_who_ask(full: Console) -> None:
+    first = (await full.get("/audit", "audit")).text
+    again = (await full.get("/audit", "audit")).text
+    assert ">Log read</a>" not in first + again
+    shown = unescape((await full.get("/audit?log_reads=1", "audit")).text)
+    assert shown.count(">Log read</a>") >= 2
+    assert "log_reads" not in re.findall(r'href="(/api/v1/audit/export[^"]*)"', shown)[0]
+    assert 'name="log_reads" value="1"' in shown
+    only = (await full.get("/audit?kind=LogRead", "audit")).text
+    assert ">Log read</a>" in only
+
+
 async def test_an_auditor_sees_the_log_and_no_way_elsewhere(full: Console) -> None:
     page = (await full.get("/audit", "audit")).text
     links = set(re.findall(r"<nav.*?</nav>", page, re.S)[0].split('href="')[1:])
