@@ -20,16 +20,17 @@
 
   const copyButtons = () => {
     if (!navigator.clipboard) return;
+    const words = { copy: "Copy", copied: "Copied", ...document.body.dataset };
     for (const snippet of document.querySelectorAll(".snippet, .copyable")) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "copy";
-      button.textContent = "Copy";
-      if (snippet.dataset.what) button.setAttribute("aria-label", `Copy ${snippet.dataset.what}`);
+      button.textContent = words.copy;
+      if (snippet.dataset.what) button.setAttribute("aria-label", `${words.copy} ${snippet.dataset.what}`);
       button.addEventListener("click", async () => {
         await navigator.clipboard.writeText(snippet.querySelector("pre, code").textContent);
-        button.textContent = "Copied";
-        setTimeout(() => { button.textContent = "Copy"; }, 1500);
+        button.textContent = words.copied;
+        setTimeout(() => { button.textContent = words.copy; }, 1500);
       });
       snippet.append(button);
     }
