@@ -121,7 +121,7 @@ class EntryRow(CatalogueTable):
     __table_args__ = (Index("ix_entry_seq", "seq"),)
 
 
-class WitnessedLog(WitnessedLogColumns, CatalogueTable):
+class MemberLog(WitnessedLogColumns, CatalogueTable):
     """A member's audit log that the catalogue is a witness for."""
 
 

@@ -10,7 +10,7 @@ from catalogue.store.applications import ApplicationQueries
 from catalogue.store.entries import EntryQueries
 from catalogue.store.issuances import IssuanceQueries
 from catalogue.store.members import MemberQueries
-from catalogue.store.tables import WitnessedLog
+from catalogue.store.tables import MemberLog
 from catalogue.store.tokens import CatalogueTokenQueries
 from connector.infra.database.witnessed_logs import WitnessedLogQueries
 
@@ -41,7 +41,7 @@ class CatalogueTransaction:
 
     @cached_property
     def witnessed(self) -> WitnessedLogQueries:
-        return WitnessedLogQueries(self.session, WitnessedLog)
+        return WitnessedLogQueries(self.session, MemberLog)
 
     @cached_property
     def issuances(self) -> IssuanceQueries:

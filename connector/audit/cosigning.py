@@ -196,7 +196,7 @@ class Cosigning:
         if difference := await self._database.read(lambda tx: _contradiction(tx, known)):
             self._sequencer.stop_as_foreign(describe_older_log(difference, f"cosigned by {witness.id}"))
 
-    async def told(self, witness: KnownWitness, refused: _Refused, *, size: int) -> None:
+    async def record_refusal(self, witness: KnownWitness, refused: _Refused, *, size: int) -> None:
         """Record, once, that a witness refuses our log."""
         about = {"witness": witness.id, "size": size, "known_size": refused.known_size}
         _log.error("cosignature_refused", **about, reason=str(refused))
@@ -253,7 +253,7 @@ class _Courier:
 
     async def _tell(self, refused: _Refused) -> None:
         try:
-            await self._cosigning.told(self.witness, refused, size=read_checkpoint(self._note).size)
+            await self._cosigning.record_refusal(self.witness, refused, size=read_checkpoint(self._note).size)
         except ConnectorError as error:
             _log.warning("refusal_not_recorded", reason=error.message)
 

@@ -148,9 +148,9 @@ class Witness:
             return Answer(400, "malformed", why="the old size is above the checkpoint's")
         quick = await self._database.read(lambda tx: _judge(tx, log, request))  # 5
         if quick is not None and quick.status in (200, 409):
-            return self._told(log, head, quick)
+            return self._check_honesty(log, head, quick)
         answer = await self._database.write(lambda tx: self._advance(tx, log, request))
-        return self._told(log, head, answer)
+        return self._check_honesty(log, head, answer)
 
     def _advance(self, tx: Any, log: KnownLog, request: CheckpointRequest) -> Answer:
         answer = _judge(tx, log, request)
@@ -173,7 +173,7 @@ class Witness:
         row = tx.witnessed.find(head.origin)  # another process was faster
         return Answer(409, "other_size", f"{row.size}\n", size_known=row.size)
 
-    def _told(self, log: KnownLog, head: Checkpoint, answer: Answer) -> Answer:
+    def _check_honesty(self, log: KnownLog, head: Checkpoint, answer: Answer) -> Answer:
         """Warn of what an honest log does not send, at most once a minute for a log."""
         key = (head.origin, answer.outcome)
         behind = answer.status == 409 and head.size < answer.size_known
