@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +36,7 @@ from tests.support.witnessing import (
 )
 
 pytestmark = pytest.mark.e2e
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,20 @@ def test_all_vouch_and_an_export_carries_their_cosignatures(space: WitnessedSpac
     assert report.ok, report.problem
     assert report.key_given
     assert sum(one["cosigned_at"] is not None for one in report.witnesses) == 2 * len(NAMES)  # Ed25519 and ML-DSA-44
+
+
+def test_the_commands_of_the_docs_verify_by_a_policy(space: WitnessedSpace, tmp_path: Path) -> None:
+    north = space.members["north"]
+    eventually(lambda: space.all_vouch("north"), seconds=60)
+    _, commands = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HANSE_")}
+    env |= {"HANSE_URL": f"http://127.0.0.1:{north.management_port}", "HANSE_TOKEN": north.token, "COLUMNS": "200"}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("vouches, cosigned") == 2 * len(NAMES)
 
 
 @pytest.mark.parametrize(("way", "name"), [("fork", "south"), ("rollback", "west"), ("truncated", "forge")])
