@@ -21,6 +21,7 @@ KEPT_SECONDS = 90 * 86_400
 CONTACT_MAX, MESSAGE_MAX, REASON_MAX = 300, 2_000, 1_000
 _VERSIONS = "/.well-known/dspace-version"  # Dataspace Protocol 2025-1, section 4.3
 _ANSWER_MAX = 64 * 2**10
+_TAKEN = "expected a DID and short name that are new here, got one that is in use or waits; write to the operator"
 
 
 class ApplicationState(StrEnum):
@@ -76,9 +77,8 @@ class Applications:
 
         def work(tx: CatalogueTransaction) -> JoinApplication:
             tx.applications.forget(tx.now - KEPT_SECONDS)
-            refuse_taken(tx, wanted)
-            if tx.applications.find_waiting(wanted.id, wanted.name) is not None:
-                raise AlreadyExists("an application with this DID or short name waits for the operator already")
+            if tx.applications.find_waiting(wanted.id, wanted.name) is not None or _is_taken(tx, wanted):
+                raise AlreadyExists(_TAKEN)
             if tx.applications.count_waiting() >= self._settings.applications_max:
                 raise Limited("too many applications wait for the operator; try again in some days, or write to it")
             row = JoinApplication(
@@ -156,6 +156,15 @@ class Applications:
         if reply.status != 200:
             return f"expected the protocol versions at {url}{_VERSIONS}, came status {reply.status}"
         return ""
+
+
+def _is_taken(tx: CatalogueTransaction, wanted: Application) -> bool:
+    """Whether a member has this DID or short name. A stranger does not learn which, as suspended ones are not shown."""
+    try:
+        refuse_taken(tx, wanted)
+    except AlreadyExists:
+        return True
+    return False
 
 
 def _state_of(tx: CatalogueTransaction, row: JoinApplication) -> ApplicationState:

@@ -111,9 +111,19 @@ async def test_one_application_waits_for_a_did_and_a_name(catalogue: Catalogue, 
         assert (await apply(catalogue, facts(north, **changes))).status_code == 409
 
 
-async def test_a_member_does_not_apply(catalogue: Catalogue, north: Provider) -> None:
-    await catalogue.admit(north, "north")
-    assert (await apply(catalogue, facts(north, name="again"))).status_code == 409
+async def test_a_member_does_not_apply_and_a_stranger_does_not_learn_of_a_suspended_one(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    await catalogue.admit(north, "north", title="Hidden Clinic", status="suspended")
+    for changes in (
+        {"name": "again"},
+        {"id": "did:web:other.example"},
+        {"id": north.did.upper().replace("DID:WEB", "did:web")},
+    ):
+        refused = await apply(catalogue, facts(north, **changes))
+        assert refused.status_code == 409
+        assert "suspended" not in refused.text
+        assert "Hidden Clinic" not in refused.text
 
 
 @pytest.fixture
