@@ -172,7 +172,14 @@ class Stuck:
         return {}
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Any
+        self,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        target: str,
+        *,
+        told: Any,
+        brief: bool,
     ) -> Mapping[str, Any]:
         await asyncio.to_thread(pq.write_table, pa.table({"a": [1]}), target)
         return {}
@@ -444,7 +451,7 @@ async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the
 ) -> None:
     """The refusal finds no room in the log either, and whoever asked hears of what came first."""
 
-    async def full(*_: Any, told: Any) -> Mapping[str, Any]:
+    async def full(*_: Any, told: Any, brief: bool) -> Mapping[str, Any]:
         raise disk_full()
 
     async def profile(*_: Any, told: Any) -> Mapping[str, Any]:
